@@ -1,0 +1,1 @@
+"""Records in, manifests out: loading, prompts, token counts, length bins."""

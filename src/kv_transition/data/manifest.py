@@ -1,0 +1,247 @@
+"""The manifest: which examples of a task are run, in which length bin; all that a run needs to start."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kv_transition.data import prompts
+from kv_transition.data.binning import assign_bins, bin_edges, eligible, select
+from kv_transition.data.normalize import CountedExample, Example
+from kv_transition.errors import UserError
+from kv_transition.files import write_json
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An example that is run."""
+
+    example_id: str
+    bin_idx: int
+    token_len: int
+
+
+@dataclass(frozen=True)
+class Bin:
+    """A length bin: token_len from `lower` to `upper`, both included (`lower` > `upper`: emptied by ties).
+
+    `available` examples are eligible, `selected` of them are run; the lengths of both are null in an empty bin.
+    """
+
+    bin_idx: int
+    lower: int
+    upper: int
+    available: int
+    selected: int
+    available_min: int | None
+    available_median: float | None
+    available_max: int | None
+    selected_min: int | None
+    selected_median: float | None
+    selected_max: int | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of manifest.json.
+
+    Attributes
+    ----------
+    tokenizer : what counted the lengths.
+    protocol : name and version of the prompts.
+    entries : sorted by (token_len, example_id).
+    examples : in the order of `entries`.
+    clusters : bin index (as text) -> sorted cluster ids of the bin's entries.
+    warnings : what a reader of the results has to know about the selection.
+    """
+
+    version: int
+    experiment: str
+    dataset: str
+    dataset_id: str
+    task: str
+    tokenizer: str
+    protocol: str
+    n_bins: int
+    n_per_bin: int
+    selection_seed: int
+    bin_edges: list[int]
+    bins: list[Bin]
+    entries: list[Entry]
+    clusters: dict[str, list[str]]
+    examples: list[Example]
+    warnings: list[str] = field(default_factory=list)
+
+
+def build_manifest(
+    examples: Sequence[CountedExample],
+    *,
+    experiment: str,
+    dataset: str,
+    task: str,
+    tokenizer: str,
+    n_bins: int,
+    n_per_bin: int,
+    selection_seed: int,
+    min_tokens: int | None = None,
+    max_tokens: int | None = None,
+) -> Manifest:
+    """Cut the eligible examples into length bins and choose up to `n_per_bin` of each.
+
+    Parameters
+    ----------
+    examples : of one task, in any order.
+    tokenizer : name of the counter behind token_len.
+    min_tokens, max_tokens : bounds of the eligible prompt lengths, both included.
+
+    Raises
+    ------
+    UserError
+        When no example is eligible.
+    """
+    kept = eligible(examples, min_tokens, max_tokens)
+    ids = [example.example_id for example in kept]
+    lengths = np.array([example.token_len for example in kept])
+    edges = bin_edges(lengths, n_bins)
+    bins = assign_bins(lengths, edges)
+    chosen = set(select(ids, bins, n_per_bin, selection_seed))
+    rows = sorted(
+        (
+            (Entry(example.example_id, int(index), example.token_len), example.uncounted())
+            for example, index in zip(kept, bins, strict=True)
+            if example.example_id in chosen
+        ),
+        key=lambda row: (row[0].token_len, row[0].example_id),
+    )
+    entries = [entry for entry, _ in rows]
+    summaries = _summaries(edges, lengths, bins, entries)
+    return Manifest(
+        version=VERSION,
+        experiment=experiment,
+        dataset=dataset,
+        dataset_id=f"{dataset}__{task}",
+        task=task,
+        tokenizer=tokenizer,
+        protocol=f"{prompts.protocol}-{prompts.protocol_version}",
+        n_bins=n_bins,
+        n_per_bin=n_per_bin,
+        selection_seed=selection_seed,
+        bin_edges=edges,
+        bins=summaries,
+        entries=entries,
+        clusters=_clusters(n_bins, entries, [example for _, example in rows]),
+        examples=[example for _, example in rows],
+        warnings=[
+            f"bin {b.bin_idx} (up to {b.upper} tokens): {b.available} examples, {n_per_bin} asked for"
+            for b in summaries
+            if b.available < n_per_bin
+        ],
+    )
+
+
+def _summaries(
+    edges: Sequence[int], lengths: npt.NDArray[np.int_], bins: npt.NDArray[np.int_], entries: Sequence[Entry]
+) -> list[Bin]:
+    lowers = [int(lengths.min()), *(edge + 1 for edge in edges[:-1])]
+    result = []
+    for index, (lower, upper) in enumerate(zip(lowers, edges, strict=True)):
+        available = lengths[bins == index]
+        selected = np.array([entry.token_len for entry in entries if entry.bin_idx == index])
+        result.append(
+            Bin(index, lower, upper, len(available), len(selected), *_spread(available), *_spread(selected))
+        )
+    return result
+
+
+def _spread(lengths: npt.NDArray[np.int_]) -> tuple[int | None, float | None, int | None]:
+    """Shortest, median and longest."""
+    if len(lengths) == 0:
+        return None, None, None
+    return int(lengths.min()), float(np.median(lengths)), int(lengths.max())
+
+
+def _clusters(n_bins: int, entries: Sequence[Entry], examples: Sequence[Example]) -> dict[str, list[str]]:
+    clusters: dict[str, set[str]] = {str(index): set() for index in range(n_bins)}
+    for entry, example in zip(entries, examples, strict=True):
+        clusters[str(entry.bin_idx)].add(example.cluster_id)
+    return {index: sorted(members) for index, members in clusters.items()}
+
+
+def write_manifest(path: str | Path, manifest: Manifest) -> None:
+    """Write manifest.json; equal manifests give equal bytes."""
+    write_json(path, asdict(manifest))
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """Read a manifest, and check that it can carry a run.
+
+    Raises
+    ------
+    UserError
+        Naming the file and what is wrong: missing, not JSON, another version, a missing or mistyped field, doubled
+        ids, or parts that contradict each other.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        content = json.loads(text)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such manifest; build it with the command prepare") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as a manifest ({error}); build it again") from None
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != VERSION:
+        raise UserError(
+            f"{path}: not a manifest of version {VERSION} (its version is {version!r}); build it again"
+        )
+    try:
+        manifest = TypeAdapter(Manifest).validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: not a manifest: {where}: {first['msg']}; build it again") from None
+    wrong = _contradiction(manifest)
+    if wrong:
+        raise UserError(f"{path}: {wrong}; build it again")
+    return manifest
+
+
+def _contradiction(m: Manifest) -> str | None:
+    """What is wrong with a manifest whose fields are all there; None for a sound one."""
+    if not m.entries:
+        return "entries: there is none"
+    if not len(m.bin_edges) == len(m.bins) == m.n_bins or not m.bin_edges:
+        return "bin_edges and bins do not have n_bins items"
+    ids = [entry.example_id for entry in m.entries]
+    doubled = [example_id for example_id, count in Counter(ids).items() if count > 1]
+    order = [(entry.token_len, entry.example_id) for entry in m.entries]
+    lengths = [length for length, _ in order]
+    bins = [entry.bin_idx for entry in m.entries]
+    checks = {
+        f"entries: doubled example_id {', '.join(doubled)}": not doubled,
+        "entries and examples do not hold the same ids in the same order": ids
+        == [e.example_id for e in m.examples],
+        "entries are not sorted by (token_len, example_id)": order == sorted(order),
+        "bin_edges fall": m.bin_edges == sorted(m.bin_edges),
+        "bins: bin_idx or upper differs from bin_edges": [(b.bin_idx, b.upper) for b in m.bins]
+        == list(enumerate(m.bin_edges)),
+        "entries: token_len lies beyond the last of bin_edges": max(lengths) <= m.bin_edges[-1],
+        "entries: bin_idx does not follow from token_len and bin_edges": bins
+        == assign_bins(lengths, m.bin_edges).tolist(),
+        "bins: selected does not count the entries": [b.selected for b in m.bins]
+        == [bins.count(index) for index in range(m.n_bins)],
+        "dataset_id is not <dataset>__<task>": m.dataset_id == f"{m.dataset}__{m.task}",
+    }
+    broken = next((message for message, sound in checks.items() if not sound), None)
+    if broken is None and m.clusters != _clusters(m.n_bins, m.entries, m.examples):
+        return "clusters do not follow from entries and examples"
+    return broken

@@ -1,0 +1,137 @@
+"""Records become examples: one schema for all datasets, with the token count of the finished prompt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kv_transition.data.prompts import build_prompt
+from kv_transition.data.tokenizer import TokenCounter
+from kv_transition.errors import UserError
+from kv_transition.files import canonical_json, read_parquet, sha256_text, write_parquet
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question about a context.
+
+    Attributes
+    ----------
+    example_id : unique in its task.
+    answers : the gold answers, each right by itself.
+    meta : task, language, length (as the record gives it), all_classes, source_id, dataset; null where unknown.
+    cluster_id : shared by the examples of one context.
+    """
+
+    example_id: str
+    question: str
+    context: str
+    answers: list[str]
+    meta: dict[str, Any]
+    cluster_id: str
+
+
+@dataclass(frozen=True)
+class CountedExample(Example):
+    """An example whose finished prompt has `token_len` tokens."""
+
+    token_len: int
+
+    def uncounted(self) -> Example:
+        """The example without its length, which depends on a tokenizer."""
+        return Example(self.example_id, self.question, self.context, self.answers, self.meta, self.cluster_id)
+
+
+def normalize_records(
+    records: Sequence[Mapping[str, Any]], task: str, counter: TokenCounter
+) -> list[CountedExample]:
+    """Examples of a task, sorted by example_id; texts are kept exactly as they are.
+
+    Parameters
+    ----------
+    records : as :func:`kv_transition.data.longbench_loader.read_records` gives them.
+    counter : counts `token_len` on the prompt that the model will be given.
+
+    Notes
+    -----
+    example_id is the record's `_id` when every record has one, else a hash of task, context, question and answers.
+
+    Raises
+    ------
+    UserError
+        When two records have the same id (naming both), or there is none.
+    """
+    if not records:
+        raise UserError(f"task {task}: no records; check dataset.path and dataset.tasks")
+    use_own = all(record.get("_id") for record in records)
+    examples: dict[str, CountedExample] = {}
+    lines: dict[str, int] = {}
+    for line, record in enumerate(records, start=1):
+        example = _example(record, task, counter, use_own)
+        key = example.example_id
+        if lines.setdefault(key, line) != line:
+            what = f"the same _id {key!r}" if use_own else "the same context, question and answers"
+            raise UserError(f"task {task}: records {lines[key]} and {line} have {what}; keep one of them")
+        examples[key] = example
+    return [examples[key] for key in sorted(examples)]
+
+
+def _example(record: Mapping[str, Any], task: str, counter: TokenCounter, use_own: bool) -> CountedExample:
+    question, context, answers = record["input"], record["context"], list(record["answers"])
+    identity = canonical_json([task, context, question, answers])
+    example_id = str(record["_id"]) if use_own else sha256_text(identity)[:32]
+    classes = record.get("all_classes")
+    meta = {
+        "task": task,
+        "language": record.get("language"),
+        "length": record.get("length"),
+        "all_classes": None if classes is None else list(classes),
+        "source_id": record.get("_id"),
+        "dataset": record.get("dataset"),
+    }
+    cluster_id = sha256_text(context)[:16] if context.strip() else example_id
+    token_len = counter.count(build_prompt(task, question, context))
+    return CountedExample(example_id, question, context, answers, meta, cluster_id, token_len)
+
+
+def write_examples(path: str | Path, examples: Sequence[CountedExample], tokenizer: str = "") -> None:
+    """Write examples.parquet, sorted by example_id; `tokenizer` names what counted them."""
+    import pyarrow as pa
+
+    columns = {
+        "example_id": pa.array([e.example_id for e in examples], pa.string()),
+        "question": pa.array([e.question for e in examples], pa.string()),
+        "context": pa.array([e.context for e in examples], pa.string()),
+        "answers": pa.array([e.answers for e in examples], pa.list_(pa.string())),
+        "meta": pa.array([canonical_json(e.meta) for e in examples], pa.string()),
+        "token_len": pa.array([e.token_len for e in examples], pa.int32()),
+        "cluster_id": pa.array([e.cluster_id for e in examples], pa.string()),
+    }
+    write_parquet(path, columns, sort_by=["example_id"], metadata={"tokenizer": tokenizer})
+
+
+def read_examples(path: str | Path) -> list[CountedExample]:
+    """Read what :func:`write_examples` wrote."""
+    return [
+        CountedExample(
+            example_id=row["example_id"],
+            question=row["question"],
+            context=row["context"],
+            answers=list(row["answers"]),
+            meta=json.loads(row["meta"]),
+            cluster_id=row["cluster_id"],
+            token_len=int(row["token_len"]),
+        )
+        for row in read_parquet(path).to_dict("records")
+    ]
+
+
+def read_tokenizer(path: str | Path) -> str:
+    """The name of the counter behind the `token_len` of an examples.parquet."""
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_schema(path).metadata or {}
+    return str(metadata.get(b"tokenizer", b"").decode("utf-8"))
