@@ -1,0 +1,1 @@
+"""Running a shard: the journal first, the model only for what it lacks."""

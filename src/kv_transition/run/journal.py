@@ -1,0 +1,147 @@
+"""The append-only record of every answer: what has been computed or paid for once is never asked for again.
+
+One folder per model, one file per writer, one JSON line per answer. A writer makes a new file and only ever appends to
+it, so a killed process can leave no more than one torn line, at the end of its own file.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from kv_transition.errors import UserError
+from kv_transition.files import canonical_json
+
+log = logging.getLogger(__name__)
+
+#: Every line begins with its key, so that a reader parses only the lines it wants.
+LINE_START = b'{"key":"'
+KEY_LENGTH = 64
+
+
+class Journal:
+    """The journal of one model, read by key and appended to.
+
+    Parameters
+    ----------
+    folder : the model's folder inside the journal; made at the first append.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._file: int | None = None
+        self._path: Path | None = None
+
+    def read(self, keys: Collection[str]) -> dict[str, dict[str, Any]]:
+        """Rows of these keys; where a key was answered more than once, a good answer wins over a failed one.
+
+        Raises
+        ------
+        UserError
+            When the folder or a file in it cannot be read.
+        """
+        wanted = {key.encode() for key in keys}
+        found: dict[str, dict[str, Any]] = {}
+        try:
+            files = sorted(self.folder.glob("*.jsonl"))
+            for path in files:
+                with path.open("rb") as lines:
+                    for number, line in enumerate(lines, 1):
+                        self._take(line, wanted, found, path, number)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot read the journal ({error.strerror}); nothing was computed"
+            ) from None
+        return found
+
+    @staticmethod
+    def _take(
+        line: bytes, wanted: set[bytes], found: dict[str, dict[str, Any]], path: Path, number: int
+    ) -> None:
+        start = len(LINE_START)
+        complete = line.startswith(LINE_START) and line.endswith(b"}\n")
+        if complete and line[start : start + KEY_LENGTH] not in wanted:
+            return
+        try:
+            if not complete:
+                raise ValueError
+            row = json.loads(line.decode("utf-8", "surrogatepass"))
+            key, failed = row["key"], row["result"]["failure"]
+        except (ValueError, KeyError, TypeError):
+            log.warning(
+                "%s, line %d: dropped a torn journal line; its answer is computed again", path, number
+            )
+            return
+        if key not in found or not failed:
+            found[key] = row
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write rows and wait until they are on the disk: all of them or, on an error, none.
+
+        Parameters
+        ----------
+        rows : mappings with `key` (64 hex digits) and `result`.
+
+        Raises
+        ------
+        UserError
+            When the disk is full or the journal may not be written. What was appended before is safe.
+        """
+        text = b"".join(self._line(row) for row in rows)
+        try:
+            descriptor = self._open()
+            size = os.fstat(descriptor).st_size
+            try:
+                view = memoryview(text)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, size)
+                raise
+        except OSError as error:
+            raise UserError(
+                f"{self._path or self.folder}: cannot write the journal ({error.strerror}); what was answered before is "
+                "safe, run the same command again when the cause is gone"
+            ) from None
+
+    @staticmethod
+    def _line(row: Mapping[str, Any]) -> bytes:
+        rest = canonical_json({name: value for name, value in row.items() if name != "key"})
+        return LINE_START + row["key"].encode() + b'",' + rest[1:].encode("utf-8", "surrogatepass") + b"\n"
+
+    def _open(self) -> int:
+        if self._file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+            name = f"{stamp}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
+            self._path = self.folder / name
+            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+            folder = os.open(self.folder, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        return self._file
+
+    def close(self) -> None:
+        """Close this writer's file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,115 @@
+"""What is asked: the requests of a shard, and the key under which the journal keeps an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kv_transition.budgets import budget_from_label
+from kv_transition.data.normalize import Example
+from kv_transition.data.prompts import Prompt, build_prompt, prompt_hash
+from kv_transition.engines.base import ENGINE_PROTOCOL, Cell
+from kv_transition.files import canonical_json, sha256_text
+
+#: Methods whose hyper-parameter `seeds` only says how many replicates there are; the replicate itself is in the key.
+NOT_IN_KEY = ("seeds",)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to be answered at one cell.
+
+    Attributes
+    ----------
+    method : the run's method; `no_context` is the full cache over a prompt with an empty context.
+    key : journal key, a hash of everything that determines the answer.
+    """
+
+    example_id: str
+    method: str
+    budget: str
+    replicate: int
+    prompt_hash: str
+    key: str
+
+    @property
+    def cell(self) -> Cell:
+        """The engine's cell."""
+        method = "full" if self.method == "no_context" else self.method
+        return Cell(method, budget_from_label(self.budget), self.replicate)
+
+
+@dataclass(frozen=True)
+class ExampleRequests:
+    """All requests about one example; those with an empty context have a prompt of their own."""
+
+    example_id: str
+    prompt: Prompt
+    prompt_without_context: Prompt
+    requests: tuple[Request, ...]
+
+
+def run_id(experiment: str, task: str, method: str, budget: str) -> str:
+    """Identifier of one (task, method, budget) of an experiment."""
+    return f"{experiment}__{task}__{method}__{budget}"
+
+
+def request_id(run: str, example_id: str, replicate: int) -> str:
+    """Identifier of one request of a run."""
+    return sha256_text(f"{run}|{example_id}|{replicate}")[:32]
+
+
+def answer_key(prompt: str, cell: Cell, example_id: str, answer: Mapping[str, Any], model_sha256: str) -> str:
+    """Hash of everything that determines an answer, and of nothing else.
+
+    Parameters
+    ----------
+    prompt : hash of the messages.
+    answer : the settings' answer slice (engine, kv, decoding).
+    model_sha256 : hash of weights, configuration, tokenizer and chat template.
+    """
+    parameters = answer["kv"]["methods"].get(cell.method, {})
+    material = {
+        "protocol": ENGINE_PROTOCOL,
+        "engine": {"kind": answer["engine"]["kind"], "dtype": answer["engine"]["dtype"]},
+        "model": model_sha256,
+        "prompt": prompt,
+        "decoding": answer["decoding"],
+        "scope": answer["kv"]["scope"],
+        "first_token": answer["kv"]["first_token"],
+        "method": cell.method,
+        "parameters": {name: value for name, value in parameters.items() if name not in NOT_IN_KEY},
+        "budget": cell.label,
+        "replicate": cell.replicate,
+        "seed": example_id if cell.method == "random" else None,
+    }
+    return sha256_text(canonical_json(material))
+
+
+def requests_of_example(
+    task: str,
+    example: Example,
+    cells: Sequence[tuple[str, str]],
+    answer: Mapping[str, Any],
+    model_sha256: str,
+) -> ExampleRequests:
+    """Every request about one example.
+
+    Parameters
+    ----------
+    cells : (method, budget label) of every run.
+    """
+    example_id = example.example_id
+    prompt = build_prompt(task, example.question, example.context)
+    bare = build_prompt(task, example.question, "")
+    hashes = {True: prompt_hash(bare), False: prompt_hash(prompt)}
+    seeds = int(answer["kv"]["methods"]["random"]["seeds"])
+    requests = []
+    for method, budget in cells:
+        hashed = hashes[method == "no_context"]
+        for replicate in range(seeds if method == "random" else 1):
+            draft = Request(example_id, method, budget, replicate, hashed, "")
+            key = answer_key(hashed, draft.cell, example_id, answer, model_sha256)
+            requests.append(Request(example_id, method, budget, replicate, hashed, key))
+    return ExampleRequests(example_id, prompt, bare, tuple(requests))

@@ -1,0 +1,208 @@
+"""Runs one shard of a task: the journal first, the model only for what the journal lacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kv_transition.budgets import UNCOMPRESSED
+from kv_transition.data.manifest import Manifest
+from kv_transition.data.normalize import Example
+from kv_transition.engines.base import BaseEngine, Cell, Decoding, EngineResult
+from kv_transition.engines.endpoints import build_engine
+from kv_transition.errors import UserError
+from kv_transition.files import canonical_json
+from kv_transition.run.journal import Journal
+from kv_transition.run.requests import ExampleRequests, Request, requests_of_example
+from kv_transition.run.responses import response_row, write_responses
+
+log = logging.getLogger(__name__)
+
+PROGRESS_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Every `count`-th example of a task's manifest, beginning with the `index`-th.
+
+    Attributes
+    ----------
+    answer : the settings' answer slice of the task.
+    model_sha256 : hash of the model's files, part of every journal key.
+    """
+
+    manifest: Manifest
+    index: int
+    count: int
+    answer: Mapping[str, Any]
+    model_sha256: str
+
+    def examples(self) -> list[Example]:
+        """The shard's examples, in the manifest's order."""
+        return self.manifest.examples[self.index :: self.count]
+
+    def requests(self, cells: Sequence[tuple[str, str]]) -> list[ExampleRequests]:
+        """Every request of the shard, example by example."""
+        task = self.manifest.task
+        return [
+            requests_of_example(task, example, cells, self.answer, self.model_sha256)
+            for example in self.examples()
+        ]
+
+    def journal(self, root: str | Path) -> Journal:
+        """The journal of the shard's model and engine."""
+        return Journal(Path(root) / f"{self.answer['engine']['kind']}-{self.model_sha256[:16]}")
+
+
+def infer_shard(
+    shard: Shard,
+    outputs: Mapping[tuple[str, str], str | Path],
+    run: Mapping[str, Any],
+    make_engine: Callable[[dict[str, Any]], BaseEngine] = build_engine,
+) -> int:
+    """Answer every request of a shard and write one response file per cell.
+
+    Parameters
+    ----------
+    outputs : (method, budget label) -> response file.
+    run : the settings' section `run` (journal_dir, max_failure_rate, allow_failed_reference).
+    make_engine : builds the engine; called only when the journal lacks an answer.
+
+    Returns
+    -------
+    The number of answers that were computed, that is of new journal rows.
+
+    Raises
+    ------
+    UserError
+        When more requests failed than the settings allow; good answers are in the journal all the same.
+    """
+    work = shard.requests(list(outputs))
+    keys = {request.key for example in work for request in example.requests}
+    with shard.journal(run["journal_dir"]) as journal:
+        known = {key: row for key, row in journal.read(keys).items() if not row["result"]["failure"]}
+        asked = sum(len(example.requests) for example in work)
+        lacking = [
+            example for example in work if any(request.key not in known for request in example.requests)
+        ]
+        missing = sum(request.key not in known for example in lacking for request in example.requests)
+        log.info(
+            "%s: %d of %d answers are in the journal, %d to compute",
+            shard.manifest.task,
+            asked - missing,
+            asked,
+            missing,
+        )
+        if lacking:
+            for rows in _compute(lacking, known, make_engine(dict(shard.answer)), shard.answer):
+                journal.append(rows)
+                known.update((row["key"], row) for row in rows)
+    _check_failures(shard.manifest.task, work, known, run)
+    _write(shard, work, known, outputs)
+    return missing
+
+
+def _compute(
+    lacking: Sequence[ExampleRequests],
+    known: Mapping[str, Any],
+    engine: BaseEngine,
+    answer: Mapping[str, Any],
+) -> Iterable[list[dict[str, Any]]]:
+    """Yield the journal rows of one example after another."""
+    decoding = Decoding(answer["decoding"]["max_new_tokens"], tuple(answer["decoding"]["stop"]))
+    provenance = engine.provenance()
+    started = reported = time.monotonic()
+    failures = 0
+    for done, example in enumerate(lacking, 1):
+        rows: list[dict[str, Any]] = []
+        todo = [request for request in example.requests if request.key not in known]
+        for bare in (False, True):
+            group = [request for request in todo if (request.method == "no_context") is bare]
+            if group:
+                prompt = example.prompt_without_context if bare else example.prompt
+                results = engine.sweep(
+                    prompt, [request.cell for request in group], decoding, example.example_id
+                )
+                rows += [
+                    _journal_row(request, result, provenance)
+                    for request, result in zip(group, results, strict=True)
+                ]
+        failures += sum(row["result"]["failure"] is not None for row in rows)
+        yield rows
+        now = time.monotonic()
+        if now - reported > PROGRESS_EVERY_S or done == len(lacking):
+            reported = now
+            left = (now - started) / done * (len(lacking) - done)
+            log.info(
+                "%d of %d examples, %d failed requests, about %.0f s left", done, len(lacking), failures, left
+            )
+
+
+def _journal_row(request: Request, result: EngineResult, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    cell: Cell = request.cell
+    return {
+        "key": request.key,
+        "example_id": request.example_id,
+        "method": cell.method,
+        "budget": cell.label,
+        "replicate": cell.replicate,
+        "prompt_hash": request.prompt_hash,
+        "result": dataclasses.asdict(result),
+        "attempts": 1,
+        "engine": dict(provenance),
+        "host": socket.gethostname(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _write(
+    shard: Shard,
+    work: Sequence[ExampleRequests],
+    known: Mapping[str, Mapping[str, Any]],
+    outputs: Mapping[tuple[str, str], str | Path],
+) -> None:
+    manifest = shard.manifest
+    metadata = {
+        "answer": canonical_json({**shard.answer, "model_sha256": shard.model_sha256}),
+        "task": manifest.task,
+    }
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for example in work:
+        for request in example.requests:
+            row = response_row(
+                manifest.experiment, manifest.task, request, known[request.key], shard.answer["kv"]
+            )
+            rows[request.method, request.budget].append(row)
+    for cell, path in outputs.items():
+        write_responses(path, rows[cell], metadata)
+
+
+def _check_failures(
+    task: str, work: Sequence[ExampleRequests], known: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any]
+) -> None:
+    failed: dict[tuple[str, str], list[str]] = defaultdict(list)
+    counts: dict[tuple[str, str], int] = defaultdict(int)
+    for request in (request for example in work for request in example.requests):
+        cell = request.method, request.budget
+        counts[cell] += 1
+        result = known[request.key]["result"]
+        if result["failure"]:
+            failed[cell].append(f"{result['failure']}: {result['error']}")
+    for cell, errors in failed.items():
+        reference = cell[0] in UNCOMPRESSED
+        if reference and run["allow_failed_reference"]:
+            continue
+        limit = 0.0 if reference else run["max_failure_rate"]
+        if len(errors) > limit * counts[cell]:
+            key = "run.allow_failed_reference" if reference else "run.max_failure_rate"
+            raise UserError(
+                f"{task} {cell[0]} {cell[1]}: {len(errors)} of {counts[cell]} requests failed, which {key} does not allow; "
+                f"the first: {errors[0]}. Good answers are in the journal; run the same command again to retry the others"
+            )
