@@ -6,6 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from kv_transition import files
+from kv_transition.data import manifest as manifest_file
+from kv_transition.data.manifest import build_manifest
+from kv_transition.data.normalize import CountedExample
 
 EXPERIMENT, DATASET, TASK = "exp", "ds__trivia", "trivia"
 
@@ -34,44 +37,30 @@ RESPONSE_SCHEMA = pa.schema(
 
 
 def write_manifest(path: Path, n: int = 4, task: str = TASK, classes: list[str] | None = None) -> Path:
-    """Examples e0, e1, ... of two bins; e<i> has i + 10 tokens and the answers "gold <i>" and "alias"."""
-    ids = [f"e{i}" for i in range(n)]
-    bins = [
-        {"bin_idx": 0, "lower": 10, "upper": 10 + n // 2 - 1, "available": n, "selected": n // 2}
-        | {f"{of}_{what}": 10.5 for of in ("available", "selected") for what in ("min", "median", "max")},
-        {"bin_idx": 1, "lower": 10 + n // 2, "upper": 9 + n, "available": n, "selected": n - n // 2}
-        | {f"{of}_{what}": None for of in ("available", "selected") for what in ("min", "median", "max")},
+    """Examples e0, e1, ... in two bins; e<i> has i + 10 tokens and the answers "gold <i>" and "alias"."""
+    examples = [
+        CountedExample(
+            example_id=f"e{i}",
+            question=f"Question {i}?",
+            context=f"Text {i}",
+            answers=[f"gold {i}", "alias"],
+            meta={"task": task, "language": "en", "all_classes": classes},
+            cluster_id=f"c{i}",
+            token_len=10 + i,
+        )
+        for i in range(n)
     ]
-    manifest = {
-        "version": 1,
-        "experiment": EXPERIMENT,
-        "dataset": "ds",
-        "dataset_id": f"ds__{task}",
-        "task": task,
-        "tokenizer": "words",
-        "protocol": 1,
-        "n_bins": 2,
-        "n_per_bin": n,
-        "selection_seed": 7,
-        "bin_edges": [10 + n // 2 - 1, 9 + n],
-        "bins": bins,
-        "entries": [
-            {"example_id": e, "bin_idx": int(i >= n // 2), "token_len": 10 + i} for i, e in enumerate(ids)
-        ],
-        "clusters": {"0": [f"c{i}" for i in range(n // 2)], "1": [f"c{i}" for i in range(n // 2, n)]},
-        "examples": [
-            {
-                "example_id": e,
-                "question": f"Question {i}?",
-                "context": f"Text {i}",
-                "answers": [f"gold {i}", "alias"],
-                "meta": {"task": task, "language": "en", "all_classes": classes},
-                "cluster_id": f"c{i}",
-            }
-            for i, e in enumerate(ids)
-        ],
-    }
-    files.write_json(path, manifest)
+    manifest = build_manifest(
+        examples,
+        experiment=EXPERIMENT,
+        dataset="ds",
+        task=task,
+        tokenizer="words",
+        n_bins=2,
+        n_per_bin=n,
+        selection_seed=7,
+    )
+    manifest_file.write_manifest(path, manifest)
     return path
 
 

@@ -1,0 +1,185 @@
+"""Running a shard: what is asked, what is computed, what is written, and when a shard fails."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from random_models import write_random_llama
+
+from kv_transition.data.manifest import Manifest, build_manifest
+from kv_transition.data.normalize import normalize_records
+from kv_transition.data.tokenizer import load_counter
+from kv_transition.engines.base import BaseEngine, EngineResult
+from kv_transition.engines.endpoints import build_engine
+from kv_transition.errors import UserError
+from kv_transition.files import read_parquet
+from kv_transition.run.runner import Shard, infer_shard
+from kv_transition.settings import from_mapping
+
+CELLS = [("full", "full"), ("no_context", "full"), ("snapkv", "16"), ("random", "16"), ("snapkv", "4000")]
+REQUESTS = 4 + 3  # per example; random is drawn three times
+RUN = {"journal_dir": "", "max_failure_rate": 0.0, "allow_failed_reference": False}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write_random_llama(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def manifest(model: Path) -> Manifest:
+    records = [
+        {"input": f"w{i} w3", "context": " ".join(f"w{(i * 7 + k) % 60}" for k in range(40 + 5 * i)), "answers": ["w1"]}
+        for i in range(6)
+    ]
+    examples = normalize_records(records, "words", load_counter("model", str(model), "error"))
+    return build_manifest(
+        examples, experiment="e1", dataset="d", task="words", tokenizer="own", n_bins=2, n_per_bin=3, selection_seed=0
+    )
+
+
+@pytest.fixture
+def shard(model: Path, manifest: Manifest) -> Shard:
+    settings = from_mapping(
+        {"model": {"path": str(model)}, "engine": {"unknown_token_limit": 1}, "decoding": {"max_new_tokens": 6}}
+    )
+    return Shard(manifest, 0, 1, settings.answer_slice("words"), "0" * 64)
+
+
+def run(shard: Shard, folder: Path, cells: list = CELLS, make_engine: Any = build_engine, **limits: Any) -> int:
+    outputs = {cell: folder / "out" / cell[0] / cell[1] / f"{shard.index}-{shard.count}.parquet" for cell in cells}
+    return infer_shard(shard, outputs, {**RUN, "journal_dir": str(folder / "journal"), **limits}, make_engine)
+
+
+def rows_of(folder: Path, method: str, budget: str, part: str = "0-1") -> Any:
+    return read_parquet(folder / "out" / method / budget / f"{part}.parquet")
+
+
+def journal_rows(folder: Path) -> int:
+    return sum(file.read_bytes().count(b"\n") for file in folder.glob("journal/*/*.jsonl"))
+
+
+def no_engine(answer: dict) -> BaseEngine:
+    raise AssertionError("the model was loaded although the journal has every answer")
+
+
+def test_every_cell_has_every_example_once_and_random_three_times(shard: Shard, tmp_path: Path) -> None:
+    assert run(shard, tmp_path) == 6 * REQUESTS == journal_rows(tmp_path)
+    ids = sorted(entry.example_id for entry in shard.manifest.entries)
+    assert rows_of(tmp_path, "snapkv", "16")["example_id"].tolist() == ids
+    assert rows_of(tmp_path, "random", "16")["example_id"].tolist() == sorted(ids * 3)
+    assert rows_of(tmp_path, "random", "16")["replicate"].tolist() == [0, 1, 2] * 6
+
+
+def test_the_budget_of_every_row_is_measured(shard: Shard, tmp_path: Path) -> None:
+    run(shard, tmp_path)
+    compressed = rows_of(tmp_path, "snapkv", "16")
+    assert (compressed["kept_mean"] == 16).all()
+    assert (compressed["verified"] == "measured").all()
+    assert compressed["active"].all()
+
+
+def test_a_budget_above_the_prompt_is_copied_from_the_full_answer(shard: Shard, tmp_path: Path) -> None:
+    run(shard, tmp_path)
+    inactive = rows_of(tmp_path, "snapkv", "4000")
+    assert (inactive["copied_from"] == "full").all()
+    assert not inactive["active"].any()
+    assert inactive["text"].tolist() == rows_of(tmp_path, "full", "full")["text"].tolist()
+
+
+def test_without_a_context_the_prompt_is_short(shard: Shard, tmp_path: Path) -> None:
+    run(shard, tmp_path)
+    assert rows_of(tmp_path, "no_context", "full")["prompt_tokens"].max() < 40
+    assert rows_of(tmp_path, "full", "full")["prompt_tokens"].min() > 40
+
+
+def test_a_second_run_loads_no_model_and_writes_the_same_bytes(shard: Shard, tmp_path: Path) -> None:
+    run(shard, tmp_path)
+    before = {file: file.read_bytes() for file in tmp_path.glob("out/**/*.parquet")}
+    for file in before:
+        file.unlink()
+    assert run(shard, tmp_path, make_engine=no_engine) == 0
+    assert {file: file.read_bytes() for file in before} == before
+    assert journal_rows(tmp_path) == 6 * REQUESTS
+
+
+def test_an_added_cell_computes_that_cell_only(shard: Shard, tmp_path: Path) -> None:
+    run(shard, tmp_path)
+    assert run(shard, tmp_path, [*CELLS, ("tova", "16")]) == 6
+
+
+def test_another_shard_count_computes_nothing_and_an_empty_shard_is_an_empty_table(
+    shard: Shard, tmp_path: Path
+) -> None:
+    run(shard, tmp_path)
+    parts = [replace(shard, index=index, count=8) for index in range(8)]
+    assert [run(part, tmp_path, make_engine=no_engine) for part in parts] == [0] * 8
+    sizes = [len(rows_of(tmp_path, "full", "full", f"{index}-8")) for index in range(8)]
+    assert sizes == [1] * 6 + [0] * 2
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("decoding", {"max_new_tokens": 7}),
+        ("kv", {"first_token": "full"}),
+        ("kv", {"window": 4}),
+    ],
+)
+def test_what_determines_an_answer_is_in_its_key(
+    shard: Shard, tmp_path: Path, section: str, change: dict, model: Path
+) -> None:
+    run(shard, tmp_path)
+    other = from_mapping(
+        {"model": {"path": str(model)}, "engine": {"unknown_token_limit": 1}, "decoding": {"max_new_tokens": 6}}
+        | {section: {**({"max_new_tokens": 6} if section == "decoding" else {}), **change}}
+    )
+    computed = run(replace(shard, answer=other.answer_slice("words")), tmp_path)
+    assert computed == (2 * 6 if change == {"window": 4} else 6 * REQUESTS)
+
+
+def test_the_guard_and_the_number_of_replicates_are_not_part_of_the_key(shard: Shard, tmp_path: Path, model: Path) -> None:
+    run(shard, tmp_path)
+    more = from_mapping(
+        {"model": {"path": str(model)}, "engine": {"unknown_token_limit": 0.9}, "kv": {"random_replicates": 4}}
+        | {"decoding": {"max_new_tokens": 6}}
+    )
+    assert run(replace(shard, answer=more.answer_slice("words")), tmp_path) == 6
+
+
+class Failing(BaseEngine):
+    """The real engine, but requests of some cells fail."""
+
+    def __init__(self, answer: dict, methods: set[str]) -> None:
+        self.engine, self.methods = build_engine(answer), methods
+
+    def generate(self, prompt: Any, cell: Any, decoding: Any, example_id: str) -> EngineResult:
+        if cell.method in self.methods:
+            return EngineResult.failed("the machine is on fire", timing_scope="request")
+        return self.engine.generate(prompt, cell, decoding, example_id)
+
+
+def test_more_failures_than_allowed_fail_the_shard_and_lose_no_good_answer(shard: Shard, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"snapkv 16: 6 of 6 requests failed.*run\.max_failure_rate.*on fire"):
+        run(shard, tmp_path, make_engine=lambda answer: Failing(answer, {"snapkv"}))
+    assert not list(tmp_path.glob("out/**/*.parquet"))
+    assert run(shard, tmp_path) == 12, "only what failed is asked again"
+
+
+def test_allowed_failures_are_rows(shard: Shard, tmp_path: Path) -> None:
+    run(shard, tmp_path, make_engine=lambda answer: Failing(answer, {"snapkv"}), max_failure_rate=1.0)
+    failed = rows_of(tmp_path, "snapkv", "16")
+    assert failed["failure"].tolist() == ["ENGINE_ERROR"] * 6
+    assert failed["error"].str.contains("on fire").all()
+
+
+def test_a_failed_reference_is_never_allowed_by_the_failure_rate(shard: Shard, tmp_path: Path) -> None:
+    fail = {"make_engine": lambda answer: Failing(answer, {"full"}), "max_failure_rate": 1.0}
+    with pytest.raises(UserError, match=r"allow_failed_reference"):
+        run(shard, tmp_path, **fail)
+    run(shard, tmp_path, allow_failed_reference=True, **fail)
