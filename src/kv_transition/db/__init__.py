@@ -1,0 +1,1 @@
+"""The SQLite database that people query and pass on."""
