@@ -270,10 +270,11 @@ class Scoring(Section):
     )
     refusal_patterns: list[str] = Field(
         [
-            r"i(?:'m| am) (?:sorry|unable|not able)",
-            r"i (?:can(?:not|'t)|could not|couldn't) (?:answer|help|assist|find|determine)",
-            r"(?:as an ai|as a language model)",
-            r"unanswerable\b",
+            r"(?:i(?:'m| am) )?(?:so |very )?sorry\b",
+            r"i apologi[sz]e\b",
+            r"i(?:'m| am) (?:unable|not able)\b",
+            r"i (?:can(?:not|'t)|could not|couldn't|won't|will not) (?:answer|help|assist|find|determine|provide)\b",
+            r"as an? (?:ai|language model)\b",
         ],
         description="Regular expressions at the start of an answer that make it a REFUSAL when it also scores 0.",
     )
