@@ -1,0 +1,1 @@
+"""How a KV budget is applied to a model and proved."""

@@ -1,0 +1,155 @@
+"""What every engine is: cells in, answers with a proved KV budget out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from kv_transition.budgets import Budget, budget_label
+from kv_transition.data.prompts import Prompt
+
+#: Part of the journal key. Whoever changes what an engine answers raises it, so that no old answer is reused.
+ENGINE_PROTOCOL = 1
+
+#: `measured` was read from the cache's own tensors; `reported` is a foreign server's word.
+Verified = Literal["measured", "reported", "no"]
+
+#: Whether the timings of a row are those of its own request, or shared by all cells of a sweep.
+TimingScope = Literal["request", "sweep"]
+
+ENGINE_ERROR = "ENGINE_ERROR"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid: a method at a budget (None: uncompressed), and which of its seeds."""
+
+    method: str
+    budget: Budget | None = None
+    replicate: int = 0
+
+    @property
+    def label(self) -> str:
+        """The budget as folder names and tables write it."""
+        return budget_label(self.budget)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Greedy decoding: at most `max_new_tokens`, ended early by the model or by one of the `stop` strings."""
+
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class KVUse:
+    """The KV cache an answer was computed from.
+
+    Attributes
+    ----------
+    requested : prompt positions asked for; None without a budget.
+    kept_per_layer : prompt positions in the cache, mean over the KV heads of each layer, read from the cache.
+    press_len : positions that the eviction sees.
+    prompt_tokens : tokens of the prompt, template included.
+    question_tokens : prompt tokens behind the compressed part that are always kept and not part of the budget
+        (scope "context"); 0 in scope "prompt".
+    bytes_kept : bytes of the keys and values of the kept positions, all layers.
+    peak_tokens : kept_max + question_tokens + generated tokens: positions in the cache at the end of the answer.
+    active : whether the budget took anything away.
+    """
+
+    method: str
+    requested: int | None
+    kept_per_layer: tuple[float, ...]
+    kept_mean: float
+    kept_min: float
+    kept_max: float
+    press_len: int
+    prompt_tokens: int
+    question_tokens: int
+    bytes_kept: int
+    peak_tokens: int
+    active: bool
+    verified: Verified
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds. In a sweep nothing is known per request, and shared work stands on one row only.
+
+    Attributes
+    ----------
+    latency_s, ttfb_s : whole request and time to first token; None in a sweep.
+    prefill_s, decode_s : in a sweep those of the whole sweep, on the first cell that was decoded.
+    compress_s : in a sweep that of all the method's cells, on the method's first cell that was decoded.
+    """
+
+    latency_s: float | None = None
+    ttfb_s: float | None = None
+    prefill_s: float | None = None
+    compress_s: float | None = None
+    decode_s: float | None = None
+    timing_scope: TimingScope = "sweep"
+
+
+@dataclass(frozen=True)
+class EngineResult:
+    """One answer, or why there is none.
+
+    Attributes
+    ----------
+    finish_reason : "stop" (the model or a stop string ended it), "length", or None for a failure.
+    completion_tokens : generated tokens, the end token included.
+    copied_from : "full" where the budget took nothing away, so that the full answer is this cell's answer.
+    failure : None, "ENGINE_ERROR" or "TIMEOUT"; `error` says what happened.
+    """
+
+    text: str
+    finish_reason: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    kv: KVUse | None
+    timings: Timings
+    copied_from: str | None = None
+    failure: str | None = None
+    error: str | None = None
+    raw: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def failed(
+        cls,
+        error: str | BaseException,
+        prompt_tokens: int | None = None,
+        timing_scope: TimingScope = "sweep",
+    ) -> EngineResult:
+        """An ENGINE_ERROR with its cause in words."""
+        words = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        timings = Timings(timing_scope=timing_scope)
+        return cls("", None, prompt_tokens, None, None, timings, failure=ENGINE_ERROR, error=words)
+
+
+class BaseEngine(ABC):
+    """Answers prompts from a KV cache of a given budget."""
+
+    @abstractmethod
+    def generate(self, prompt: Prompt, cell: Cell, decoding: Decoding, example_id: str) -> EngineResult:
+        """Answer one prompt at one cell.
+
+        Raises
+        ------
+        UserError
+            For mistakes in the configuration; everything that goes wrong with one request is a failed result.
+        """
+
+    def sweep(
+        self, prompt: Prompt, cells: Sequence[Cell], decoding: Decoding, example_id: str
+    ) -> list[EngineResult]:
+        """Answer one prompt at many cells, in the order of `cells`."""
+        return [self.generate(prompt, cell, decoding, example_id) for cell in cells]
+
+    def provenance(self) -> dict[str, Any]:
+        """What determines the answers: class, protocol, versions, hashes."""
+        return {"class": type(self).__name__, "protocol": ENGINE_PROTOCOL}

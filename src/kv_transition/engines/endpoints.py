@@ -1,0 +1,48 @@
+"""From settings to an engine: the only place that knows which kinds there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kv_transition.engines.base import BaseEngine
+from kv_transition.errors import ConfigError
+
+
+def build_engine(answer: Mapping[str, Any]) -> BaseEngine:
+    """Build the engine that the settings' answer slice describes; a local engine loads its weights here.
+
+    Parameters
+    ----------
+    answer : with the keys `engine` (kind and its options), `model` (name, path, revision) and `kv` (scope,
+        first_token, methods).
+
+    Raises
+    ------
+    UserError
+        For an unknown kind, a missing model, or options that contradict each other.
+    """
+    kind = answer["engine"]["kind"]
+    if kind == "reference":
+        return _reference(answer)
+    raise ConfigError(f"engine.kind: {kind!r} is unknown; known is reference")
+
+
+def _reference(answer: Mapping[str, Any]) -> BaseEngine:
+    from kv_transition.engines.reference import ReferenceEngine
+
+    engine, model, kv = answer["engine"], answer["model"], answer["kv"]
+    if not model.get("path"):
+        raise ConfigError("model.path: missing; the reference engine needs the folder of a Llama model")
+    dtype = engine.get("dtype", "float32")
+    if dtype != "float32":
+        raise ConfigError(
+            f"engine.dtype: {dtype!r} is unknown to the reference engine, which computes in float32"
+        )
+    return ReferenceEngine(
+        model["path"],
+        scope=kv["scope"],
+        first_token=kv["first_token"],
+        methods=kv.get("methods", {}),
+        unknown_token_limit=engine.get("unknown_token_limit", 0.2),
+    )

@@ -1,0 +1,217 @@
+"""One prefill for a whole grid: what each cell keeps of it, and greedy answers from what is kept."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kv_transition.budgets import kept_tokens
+from kv_transition.engines.base import Cell
+from kv_transition.engines.evictions import EVICTIONS, LayerPrefill
+from kv_transition.engines.greedy import Answer, Ending, decode_cells
+from kv_transition.engines.llama import Llama
+
+Array = NDArray[np.float32]
+Scope = Literal["prompt", "context"]
+FirstToken = Literal["full", "compressed"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A prompt as compression sees it.
+
+    Attributes
+    ----------
+    press_len : leading positions that the eviction sees; the rest is read afterwards, from the pruned caches.
+    refed : later positions that count against the budget: the last prompt token, where the first answer token is to
+        feel the budget; else 0.
+    question_tokens : later positions that come on top of the budget.
+    """
+
+    press_len: int
+    refed: int
+    question_tokens: int
+
+    @property
+    def budget_base(self) -> int:
+        """Positions a budget is spent on: a budget of this many, or more, takes nothing away."""
+        return self.press_len + self.refed
+
+    def requested(self, cell: Cell) -> int | None:
+        """Prompt positions a cell asks for; None without a budget. A share is one of `budget_base`."""
+        if cell.budget is None:
+            return None
+        return max(kept_tokens(cell.budget, self.budget_base), 1 + self.refed)
+
+    def is_active(self, cell: Cell) -> bool:
+        """Whether the cell's budget takes anything away."""
+        requested = self.requested(cell)
+        return requested is not None and requested < self.budget_base
+
+
+def split_prompt(prompt_len: int, context_len: int, scope: Scope, first_token: FirstToken) -> Split:
+    """How scope and first token divide a prompt of `prompt_len` tokens, `context_len` of them up to the context's end.
+
+    Scope "prompt" compresses all of it; with first token "compressed" all but the last token, which is then read from
+    the pruned cache and counts against the budget, so that a budget of b keeps b - 1 positions and that one. Scope
+    "context" compresses the first `context_len` tokens and reads the question uncompressed.
+    """
+    if scope == "context":
+        return Split(context_len, 0, prompt_len - context_len)
+    refed = 1 if first_token == "compressed" else 0
+    return Split(prompt_len - refed, refed, 0)
+
+
+@dataclass
+class CellCache:
+    """What a cell kept: keys and values of each layer, (K, kept, d) each, or the error that befell it."""
+
+    cell: Cell
+    keep: int | None
+    layers: list[tuple[Array, Array]] = field(default_factory=list)
+    error: Exception | None = None
+
+    @property
+    def kept(self) -> list[int]:
+        """Positions per layer, read from the arrays."""
+        return [keys.shape[1] for keys, _ in self.layers]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of one position in all layers."""
+        return sum(2 * keys.itemsize * keys.shape[0] * keys.shape[2] for keys, _ in self.layers)
+
+    def check(self) -> None:
+        """Prove the budget: every layer holds as many positions as were asked for, else `error` is set."""
+        if self.error is None and self.keep is not None and any(kept != self.keep for kept in self.kept):
+            self.error = RuntimeError(
+                f"{self.cell.method} kept {self.kept} positions per layer where {self.keep} were asked for"
+            )
+
+
+class Compressor:
+    """Applies every cell's eviction to each layer of a prefill, as that layer is done.
+
+    Parameters
+    ----------
+    cells : cells whose budget is active, and uncompressed ones (which keep everything).
+    parameters : method -> hyper-parameters.
+
+    Attributes
+    ----------
+    caches : in the order of `cells`.
+    seconds : method -> time spent on it.
+    """
+
+    def __init__(
+        self, cells: Sequence[Cell], split: Split, parameters: Mapping[str, Mapping[str, int]]
+    ) -> None:
+        keeps = [split.requested(cell) for cell in cells]
+        self.caches = [
+            CellCache(cell, None if keep is None else keep - split.refed)
+            for cell, keep in zip(cells, keeps, strict=True)
+        ]
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._parameters = parameters
+
+    @property
+    def needs_received(self) -> bool:
+        """Whether the prefill has to sum the attention that positions receive."""
+        return any(
+            cache.keep is not None and EVICTIONS[cache.cell.method].needs_received for cache in self.caches
+        )
+
+    def __call__(self, layer: LayerPrefill) -> None:
+        scores: dict[tuple[str, int], Array] = {}
+        for cache in self.caches:
+            begin = time.perf_counter()
+            if cache.error is None:
+                try:
+                    cache.layers.append(self.cut(cache, layer, scores))
+                except Exception as error:  # one method's failure is that cell's, never the example's
+                    cache.error = error
+                    cache.layers.clear()
+            self.seconds[cache.cell.method] += time.perf_counter() - begin
+
+    def cut(
+        self, cache: CellCache, layer: LayerPrefill, scores: dict[tuple[str, int], Array]
+    ) -> tuple[Array, Array]:
+        """Keys and values that the cell keeps of a layer; scores are shared by a method's budgets."""
+        if cache.keep is None:
+            return layer.keys, layer.values
+        method, replicate = cache.cell.method, cache.cell.replicate
+        eviction = EVICTIONS[method]
+        if (method, replicate) not in scores:
+            scores[method, replicate] = eviction.score(layer, self._parameters[method], replicate)
+        positions = eviction.select(scores[method, replicate], cache.keep)
+        heads = np.arange(len(layer.keys))[:, None]
+        return layer.keys[heads, positions], layer.values[heads, positions]
+
+
+@dataclass(frozen=True)
+class Swept:
+    """All cells of one prompt, and when what was done (seconds of `time.perf_counter`).
+
+    Attributes
+    ----------
+    caches, answers : by cell; a cell whose cache has an error has no answer.
+    compress_s : method -> seconds of its evictions, which lie between `start` and `prefilled`.
+    first_token : None when no cell was decoded.
+    """
+
+    caches: dict[Cell, CellCache]
+    answers: dict[Cell, Answer]
+    compress_s: Mapping[str, float]
+    start: float
+    prefilled: float
+    first_token: float | None
+    end: float
+
+
+def sweep_cells(
+    model: Llama,
+    ids: Sequence[int],
+    split: Split,
+    cells: Sequence[Cell],
+    parameters: Mapping[str, Mapping[str, int]],
+    ending: Ending,
+    example_id: str,
+) -> Swept:
+    """Answer one prompt at distinct cells, each active or uncompressed: one prefill, one batch of decoding."""
+    start = time.perf_counter()
+    compressor = Compressor(cells, split, parameters)
+    prompt, tail = ids[: split.press_len], ids[split.press_len :]
+    logits = model.prefill(prompt, compressor, example_id, compressor.needs_received)
+    prefilled = time.perf_counter()
+    for cache in compressor.caches:
+        cache.check()
+    first: list[float] = []
+    answers = decode_cells(
+        model,
+        {number: cache.layers for number, cache in enumerate(compressor.caches) if cache.error is None},
+        tail,
+        split.press_len,
+        logits,
+        ending,
+        on_first_token=lambda: first.append(time.perf_counter()),
+    )
+    return Swept(
+        {cache.cell: cache for cache in compressor.caches},
+        {cells[number]: answer for number, answer in answers.items()},
+        compressor.seconds,
+        start,
+        prefilled,
+        first[0] if first else None,
+        time.perf_counter(),
+    )

@@ -1,0 +1,165 @@
+"""The known methods: names, default hyper-parameters, and the facts of the method card. No heavy import."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from kv_transition.budgets import UNCOMPRESSED
+from kv_transition.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """What a reader has to know about a method before comparing its curve with another one.
+
+    Attributes
+    ----------
+    defaults : hyper-parameters and their default values; these are all there are.
+    evicts_tokens : positions leave the cache (so that a budget above the prompt changes nothing).
+    granularity : who chooses positions: every KV head for itself, or all heads of a layer together.
+    prefill_cost : what has to be computed beyond the prefill itself.
+    """
+
+    name: str
+    title: str
+    paper: str
+    differs: str
+    defaults: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    aliases: tuple[str, ...] = ()
+    evicts_tokens: bool = True
+    granularity: str = "per KV head"
+    pooling: str = "none"
+    positions: str = "original positions, no re-rotation"
+    evicts_while_decoding: bool = False
+    deterministic: bool = True
+    replicates: int = 1
+    memory_freed: str = (
+        "keys and values of the evicted positions, in every layer, from the end of the prefill; "
+        "the peak of the prefill does not fall"
+    )
+    prefill_cost: str = "none"
+
+
+_CARDS = (
+    MethodCard(
+        name="full",
+        title="full cache",
+        paper="none: the reference",
+        differs="nothing is evicted",
+        evicts_tokens=False,
+        granularity="none",
+        memory_freed="none",
+    ),
+    MethodCard(
+        name="snapkv",
+        title="SnapKV",
+        paper="Li et al. (2024), SnapKV: LLM Knows What You are Looking for Before Generation, arXiv:2404.14469",
+        differs=(
+            "the paper uses window 32, kernel 7 and max-pooling, and selects per query head after repeating the keys; "
+            "here average-pooling, scores averaged over the query heads of a KV head"
+        ),
+        defaults=MappingProxyType({"window": 8, "kernel": 5}),
+        pooling="average over `kernel` neighbouring positions",
+        prefill_cost="attention of the last `window` queries once more",
+    ),
+    MethodCard(
+        name="streaming_llm",
+        title="StreamingLLM",
+        paper="Xiao et al. (2024), Efficient Streaming Language Models with Attention Sinks, arXiv:2309.17453",
+        differs=(
+            "the paper assigns positions inside the cache and goes on evicting while decoding; here the kept positions "
+            "are the original ones and nothing is evicted after the prefill"
+        ),
+        defaults=MappingProxyType({"n_sink": 4}),
+        granularity="the same positions in every layer and head",
+    ),
+    MethodCard(
+        name="observed_attention",
+        title="observed attention (H2O-like)",
+        paper=(
+            "after Zhang et al. (2023), H2O: Heavy-Hitter Oracle for Efficient Generative Inference of LLMs, "
+            "arXiv:2306.14048"
+        ),
+        differs=(
+            "not H2O: the attention a position received is divided by the number of queries that could see it, no recent "
+            "tokens are protected, and nothing is evicted while decoding"
+        ),
+        aliases=("h2o",),
+        prefill_cost="column sums of every layer's attention (no memory in the square of the prompt here)",
+    ),
+    MethodCard(
+        name="tova",
+        title="TOVA",
+        paper="Oren et al. (2024), Transformers are Multi-State RNNs, arXiv:2401.06104",
+        differs="the last position is always kept; nothing is evicted while decoding",
+        granularity="the same positions in every head of a layer (attention averaged over all heads)",
+        prefill_cost="attention of the last query once more",
+    ),
+    MethodCard(
+        name="knorm",
+        title="key norm",
+        paper="Devoto et al. (2024), A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression, arXiv:2406.11430",
+        differs="applied to every layer; nothing is evicted while decoding",
+    ),
+    MethodCard(
+        name="random",
+        title="random",
+        paper="none: the baseline that a method has to beat",
+        differs="positions drawn without replacement, seeded by (example, layer, replicate)",
+        defaults=MappingProxyType({"seeds": 3}),
+        deterministic=False,
+        replicates=3,
+    ),
+)
+
+#: Name -> card, in the order in which reports list the methods.
+KNOWN_METHODS: Mapping[str, MethodCard] = MappingProxyType({card.name: card for card in _CARDS})
+
+
+def canonical_name(name: str) -> str:
+    """The method's own name for a name or an alias ("h2o" -> "observed_attention").
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name.
+    """
+    for card in KNOWN_METHODS.values():
+        if name == card.name or name in card.aliases:
+            return card.name
+    names = ", ".join(card for card in KNOWN_METHODS if card not in UNCOMPRESSED)
+    raise ConfigError(f"kv.methods: {name!r} is unknown; known are {names}")
+
+
+def resolve_parameters(configured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Hyper-parameters of all known methods: the defaults, overridden by the configured ones.
+
+    Parameters
+    ----------
+    configured : method name or alias -> its hyper-parameters, as in the key `kv.methods` of a config.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown method, an unknown hyper-parameter, or a value out of its range.
+    """
+    resolved = {name: dict(card.defaults) for name, card in KNOWN_METHODS.items()}
+    for given, parameters in configured.items():
+        own = resolved[canonical_name(given)]
+        for key, value in (parameters or {}).items():
+            where = f"kv.methods.{given}.{key}"
+            if key not in own:
+                known = ", ".join(own) or "none"
+                raise ConfigError(f"{where}: no such hyper-parameter; {given} has: {known}")
+            least = 0 if key == "n_sink" else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{where}: {value!r} is not valid; give a whole number from {least} up")
+            if key == "kernel" and value % 2 == 0:
+                raise ConfigError(
+                    f"{where}: {value} is even; give an odd number, so that the pooling is centred"
+                )
+            own[key] = value
+    return resolved

@@ -1,0 +1,394 @@
+"""The reference engine answers as transformers with kvpress does: same positions kept, same logits, same tokens.
+
+kvpress runs its own way, one cell at a time: its press hooked into transformers' model for the prefill, then a greedy
+loop at true positions, as its pipeline does. The reference engine answers all cells from one prefill. On both sides
+the kept positions are recovered from the cache itself: each kept key is looked up among the keys of the full cache.
+
+Scores that differ by less than rounding may be ordered either way: a word's key has the same norm wherever it stands
+in layer 0. Where a cut falls between such scores, the reference engine's side goes on with kvpress's choice, so that the
+logits and tokens can be compared all the same; the tests count how often (`Follower.ties`).
+"""
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from kv_transition.data.prompts import build_prompt
+from kv_transition.data.synthetic import make_records
+from kv_transition.data.tokenizer import ModelTokenizer
+from kv_transition.engines import evictions
+from kv_transition.engines.base import Cell
+from kv_transition.engines.greedy import Ending, decode_cells
+from kv_transition.engines.llama import Llama
+from kv_transition.engines.sweep import Compressor, Split, split_prompt
+from kv_transition.engines.weights import read_config, read_weights
+from kv_transition.methods import resolve_parameters
+
+pytestmark = pytest.mark.kvpress
+
+WINDOW, KERNEL, SINKS = 8, 5, 4
+PARAMETERS = resolve_parameters(
+    {"snapkv": {"window": WINDOW, "kernel": KERNEL}, "streaming_llm": {"n_sink": SINKS}}
+)
+METHODS = ("snapkv", "streaming_llm", "observed_attention", "tova", "knorm")
+BUDGETS = (16, 24, 32, 48, 64)
+MODES = (("prompt", "full"), ("prompt", "compressed"), ("context", "compressed"))
+STEPS = 6
+#: A GQA Llama whose answers depend on its cache (initializer_range).
+SHAPE = {
+    "vocab_size": 200,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "initializer_range": 0.2,
+    "max_position_embeddings": 1024,
+}
+GRID = [Cell(method, budget) for method, budget in itertools.product(METHODS, BUDGETS)]
+
+
+@dataclass
+class Trace:
+    """What one cell did: positions kept (layer, KV head), tokens, and logits of every step."""
+
+    kept: list[list[frozenset[int]]]
+    tokens: list[int] = field(default_factory=list)
+    logits: list[np.ndarray] = field(default_factory=list)
+
+
+def positions_kept(cache, full):
+    """Look each key of a cache up among the full cache's keys, bit for bit; both: per layer (K, positions, d).
+
+    A key that is not among them counts as position -1.
+    """
+    kept = []
+    for own, whole in zip(cache, full, strict=True):
+        tables = [{row.tobytes(): at for at, row in enumerate(head)} for head in whole]
+        kept.append(
+            [
+                frozenset(table.get(row.tobytes(), -1) for row in head)
+                for table, head in zip(tables, own, strict=True)
+            ]
+        )
+    return kept
+
+
+class Follower(Compressor):
+    """Takes kvpress's choice among positions whose scores tie; everything else is the engine's own compressor."""
+
+    def __init__(self, cells, split, theirs: dict[Cell, Trace]):
+        super().__init__(cells, split, PARAMETERS)
+        self.theirs = theirs
+        self.ties: list[tuple[Cell, int, int]] = []
+
+    def cut(self, cache, layer, scores):
+        keys, values = super().cut(cache, layer, scores)
+        if cache.keep is None or cache.cell not in self.theirs:
+            return keys, values
+        own = scores[cache.cell.method, cache.cell.replicate]
+        keys, values = keys.copy(), values.copy()
+        for head, other in enumerate(self.theirs[cache.cell].kept[layer.index]):
+            mine = set(evictions.top_positions(own, cache.keep)[head].tolist())
+            disputed = own[head, sorted(mine ^ other)]
+            if (
+                len(disputed)
+                and len(other) == len(mine)
+                and np.ptp(disputed) <= 2e-6 * np.abs(disputed).max()
+            ):
+                self.ties.append((cache.cell, layer.index, head))
+                keys[head], values[head] = layer.keys[head, sorted(other)], layer.values[head, sorted(other)]
+        return keys, values
+
+
+def reference_traces(
+    model, ids, context_len, cells, mode, theirs=None, off_by=0, alter=lambda caches: None, ties=None
+) -> dict[Cell, Trace]:
+    """The reference engine's side; `off_by` and `alter` plant the errors of the negative controls."""
+    split = split_prompt(len(ids), context_len, *mode)
+    compressor = Follower([Cell("full"), *cells], split, theirs or {})
+    first = model.prefill(ids[: split.press_len], compressor, "example", compressor.needs_received)
+    caches = compressor.caches
+    if ties is not None:
+        ties += compressor.ties
+    for cache in caches:
+        cache.check()
+        if cache.error:
+            raise cache.error
+    alter(caches)
+    full = [keys for keys, _ in caches[0].layers]
+    traces = [Trace(positions_kept([keys for keys, _ in cache.layers], full)) for cache in caches]
+    calls = []
+
+    def extend(groups, tokens, position):
+        rows = [row for group in groups for row in group.rows]
+        logits = model.extend(groups, tokens, position + off_by)
+        calls.append((tokens, dict(zip(rows, logits, strict=True))))
+        return logits
+
+    tail = ids[split.press_len :]
+    ending = Ending(STEPS, (), frozenset(), lambda tokens: "")
+    layers = {number: cache.layers for number, cache in enumerate(caches)}
+    answers = decode_cells(SimpleNamespace(extend=extend), layers, tail, split.press_len, first, ending)
+    for number, trace in enumerate(traces):
+        trace.tokens = answers[number].tokens
+        trace.logits = [logits[number] for _, logits in calls][-STEPS:]
+        if not tail:
+            trace.logits = [first, *trace.logits][-STEPS:]
+    return {cache.cell: trace for cache, trace in zip(caches, traces, strict=True)}
+
+
+class KVPress:
+    """kvpress's side: one cell at a time."""
+
+    def __init__(self, folder: Path):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(1)
+        load = AutoModelForCausalLM.from_pretrained
+        self.models = {
+            kind: load(folder, attn_implementation=kind, dtype=torch.float32).eval()
+            for kind in ("sdpa", "eager")
+        }
+
+    def press(self, cell: Cell, keep: int, press_len: int):
+        import kvpress
+
+        ratio = 1 - (keep + 0.5) / press_len
+        match cell.method:
+            case "snapkv":
+                window = min(WINDOW, press_len - 1)
+                return kvpress.SnapKVPress(ratio, window_size=window, kernel_size=KERNEL)
+            case "streaming_llm":
+                return kvpress.StreamingLLMPress(ratio, n_sink=SINKS)
+            case "observed_attention":
+                return kvpress.ObservedAttentionPress(ratio)
+            case "tova":
+                return kvpress.TOVAPress(ratio)
+            case "knorm":
+                return kvpress.KnormPress(ratio)
+        raise AssertionError(cell)
+
+    def traces(self, ids, context_len, cells, mode) -> dict[Cell, Trace]:
+        import torch
+
+        split = split_prompt(len(ids), context_len, *mode)
+        self.full_keys = {}
+        with torch.no_grad():
+            return {cell: self.trace(ids, split, cell) for cell in [Cell("full"), *cells]}
+
+    def trace(self, ids, split: Split, cell: Cell) -> Trace:
+        import contextlib
+
+        import torch
+        from transformers import DynamicCache
+
+        kind = "eager" if cell.method == "observed_attention" else "sdpa"
+        model, prompt = self.models[kind], torch.tensor([ids])
+        if kind not in self.full_keys:
+            cache = DynamicCache()
+            model(prompt[:, : split.press_len], past_key_values=cache, logits_to_keep=1)
+            self.full_keys[kind] = [layer.keys[0].numpy() for layer in cache.layers]
+        requested = split.requested(cell)
+        hooks = contextlib.nullcontext()
+        if requested is not None:
+            hooks = self.press(cell, requested - split.refed, split.press_len)(model)
+        cache = DynamicCache()
+        with hooks:
+            output = model(prompt[:, : split.press_len], past_key_values=cache, logits_to_keep=1)
+        kept = positions_kept([layer.keys[0].numpy() for layer in cache.layers], self.full_keys[kind])
+        trace, start = Trace(kept), split.press_len
+        tokens = prompt[:, start:]
+        for _ in range(STEPS):
+            if tokens.shape[1]:
+                positions = torch.arange(start, start + tokens.shape[1])[None]
+                output = model(tokens, past_key_values=cache, position_ids=positions, logits_to_keep=1)
+                start += tokens.shape[1]
+            trace.logits.append(output.logits[0, -1].numpy())
+            trace.tokens.append(int(trace.logits[-1].argmax()))
+            tokens = torch.tensor([trace.tokens[-1:]])
+        return trace
+
+
+def differences(ours: dict[Cell, Trace], theirs: dict[Cell, Trace]) -> list[str]:
+    """Every way in which two sets of traces differ, cell by cell."""
+    found = []
+    for cell, own in ours.items():
+        other = theirs[cell]
+        if own.kept != other.kept:
+            found.append(f"{cell.method} {cell.label}: kept positions")
+        if own.tokens != other.tokens:
+            found.append(f"{cell.method} {cell.label}: tokens")
+        if any(np.abs(a - b).max() > 1e-3 * b.std() for a, b in zip(own.logits, other.logits, strict=True)):
+            found.append(f"{cell.method} {cell.label}: logits")
+    return found
+
+
+def random_ids(seed: int, length: int) -> list[int]:
+    return np.random.default_rng(seed).integers(0, 200, length).tolist()
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("llama")
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kvpress_random(random_model) -> KVPress:
+    return KVPress(random_model)
+
+
+@pytest.fixture(scope="module")
+def ours_random(random_model) -> Llama:
+    return Llama(read_config(random_model), read_weights(random_model))
+
+
+@pytest.mark.parametrize("mode", MODES, ids="-".join)
+@pytest.mark.parametrize("length", [72, 130, 257, 512])
+def test_every_cell_keeps_the_same_positions_and_gives_the_same_logits_and_tokens(
+    ours_random, kvpress_random, length, mode
+):
+    ids, context_len = random_ids(length, length), length - 7
+    theirs = kvpress_random.traces(ids, context_len, GRID, mode)
+    ties = []
+    ours = reference_traces(ours_random, ids, context_len, GRID, mode, theirs, ties=ties)
+    assert differences(ours, theirs) == []
+    assert all(cell.method == "knorm" and layer == 0 for cell, layer, _ in ties)
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_parameters": LLAMA3},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+        {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+        {"num_key_value_heads": 8, "head_dim": None, "rms_norm_eps": 1e-3},
+        {"dtype": "bfloat16"},
+    ],
+    ids=lambda changes: ",".join(changes),
+)
+def test_variants_of_the_architecture_give_the_logits_that_transformers_gives(tmp_path, changes):
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    dtype = getattr(torch, changes.pop("dtype", "float32"))
+    model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, **changes}))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.to(dtype).save_pretrained(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = random_ids(3, 400)
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids]), logits_to_keep=1).logits[0, -1].numpy()
+    ours = Llama(read_config(tmp_path), read_weights(tmp_path)).prefill(ids, lambda layer: None)
+    assert np.abs(ours - expected).max() <= 1e-3 * expected.std()
+
+
+@pytest.fixture(scope="module")
+def tiny_reader(root) -> Path:
+    return root / "resources" / "tiny-reader"
+
+
+def test_the_tiny_reader_answers_60_documents_as_kvpress_does(tiny_reader):
+    """Documents take turns with the three modes; every document sees every cell."""
+    tokenizer = ModelTokenizer(tiny_reader)
+    ours_tiny, kvpress_tiny = Llama(read_config(tiny_reader), read_weights(tiny_reader)), KVPress(tiny_reader)
+    cells = [Cell(method, budget) for method, budget in itertools.product(METHODS, (16, 48))]
+    found, ties = [], []
+    for number, record in enumerate(make_records("phrasebook_qa", 60, 64, 320, seed=5)):
+        prompt = tokenizer.prompt_ids(build_prompt("phrasebook_qa", record["input"], record["context"]))
+        mode = MODES[number % len(MODES)]
+        theirs = kvpress_tiny.traces(prompt.ids, prompt.context_len, cells, mode)
+        ours = reference_traces(ours_tiny, prompt.ids, prompt.context_len, cells, mode, theirs, ties=ties)
+        found += [f"document {number}: {difference}" for difference in differences(ours, theirs)]
+    assert found == []
+    heads = 60 * len(cells) * ours_tiny.config.num_hidden_layers * ours_tiny.config.num_key_value_heads
+    # Average-pooling gives the neighbours of a single peak the same score; this small model has such peaks.
+    assert len(ties) / heads < 0.05
+
+
+def test_the_answers_that_are_compared_depend_on_the_cache(ours_random):
+    """Else equal answers would prove nothing."""
+    traces = reference_traces(ours_random, random_ids(512, 512), 505, GRID, ("prompt", "compressed"))
+    full = traces.pop(Cell("full"))
+    answers = {tuple(trace.tokens) for trace in traces.values()}
+    assert len(answers) >= 20
+    assert tuple(full.tokens) not in answers
+
+
+MODE = ("prompt", "compressed")
+IDS = random_ids(130, 130)
+CONTROL_CELLS = [cell for cell in GRID if cell.method != "knorm"]
+
+
+@pytest.fixture(scope="module")
+def control(kvpress_random) -> dict[Cell, Trace]:
+    return kvpress_random.traces(IDS, 0, CONTROL_CELLS, MODE)
+
+
+def test_two_cells_swapped_are_noticed(ours_random, control):
+    traces = reference_traces(ours_random, IDS, 0, CONTROL_CELLS, MODE)
+    one, two = Cell("snapkv", 32), Cell("tova", 32)
+    traces[one], traces[two] = traces[two], traces[one]
+    found = differences(traces, control)
+    assert {difference.partition(":")[0] for difference in found} == {"snapkv 32", "tova 32"}
+
+
+def test_positions_off_by_one_are_noticed_in_every_cell(ours_random, control):
+    found = differences(reference_traces(ours_random, IDS, 0, CONTROL_CELLS, MODE, off_by=1), control)
+    assert len([difference for difference in found if difference.endswith("logits")]) == len(control)
+
+
+def test_one_replaced_position_of_one_head_is_noticed(ours_random, control):
+    victim = Cell("snapkv", 32)
+
+    def replace_one(caches):
+        full = caches[0].layers[1]
+        cache = next(cache for cache in caches if cache.cell == victim)
+        absent = next(at for at in range(129) if at not in control[victim].kept[1][0])
+        for own, whole in zip(cache.layers[1], full, strict=True):
+            own[0, 3] = whole[0, absent]
+
+    found = differences(
+        reference_traces(ours_random, IDS, 0, CONTROL_CELLS, MODE, alter=replace_one), control
+    )
+    assert {"snapkv 32: kept positions", "snapkv 32: logits"} <= set(found)
+    assert all(difference.startswith("snapkv 32:") for difference in found)
+
+
+def test_keys_of_a_neighbour_layer_are_noticed(ours_random, control):
+    victim = Cell("tova", 48)
+
+    def take_the_next_layers_keys(caches):
+        cache = next(cache for cache in caches if cache.cell == victim)
+        cache.layers[1] = (cache.layers[2][0], cache.layers[1][1])
+
+    found = differences(
+        reference_traces(ours_random, IDS, 0, CONTROL_CELLS, MODE, alter=take_the_next_layers_keys), control
+    )
+    assert {"tova 48: kept positions", "tova 48: logits"} <= set(found)
+    assert all(difference.startswith("tova 48:") for difference in found)
