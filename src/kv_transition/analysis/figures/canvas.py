@@ -1,0 +1,254 @@
+"""What every figure shares: house style, deterministic files, budget axes, labels that do not collide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kv_transition.analysis.figures.palette import INK, MUTED, RULE
+from kv_transition.budgets import Budget, budget_from_label
+from kv_transition.files import atomic_path, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+HOUSE: dict[Any, Any] = {
+    "svg.hashsalt": "kv-transition",
+    "svg.fonttype": "path",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "axes.titlesize": 9.0,
+    "axes.labelsize": 9.0,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8.0,
+    "ytick.labelsize": 8.0,
+    "text.color": INK,
+    "hatch.linewidth": 0.6,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+METRIC_WORDS = {"em": "exact match", "f1": "F1", "rouge_l": "ROUGE-L"}
+
+
+@dataclass(frozen=True)
+class FigureContext:
+    """What a caption has to say that the tables do not.
+
+    Parameters
+    ----------
+    scope, first_token : `kv.scope` and `kv.first_token` of the run.
+    policy : the failure policy whose rows are drawn, "zero" or "exclude".
+    tau : the retention whose transition budget is drawn.
+    min_active_share : share of prompts longer than the budget below which a cell is no evidence.
+    max_failures : share of failed requests above which the tables call a cell unreliable.
+    one_token_share : per task, the share of answers whose scored text is one token.
+    metrics : per task, the name of the score.
+    dpi : of the PNG files.
+    """
+
+    scope: str
+    first_token: str
+    policy: str = "zero"
+    tau: float = 0.9
+    conf: float = 0.95
+    min_active_share: float = 0.5
+    max_failures: float = 0.05
+    dpi: int = 150
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    one_token_share: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_settings(
+        cls, settings: Mapping[str, Any], *, one_token_share: Mapping[str, float] | None = None
+    ) -> FigureContext:
+        """The context of a resolved configuration; the leading tau and failure policy are drawn."""
+        metric = METRIC_WORDS.get(settings["scoring"]["primary"], settings["scoring"]["primary"])
+        return cls(
+            scope=settings["kv"]["scope"],
+            first_token=settings["kv"]["first_token"],
+            policy=settings["analysis"]["policy"],
+            tau=settings["analysis"]["tau"][0],
+            conf=settings["analysis"]["conf"],
+            min_active_share=settings["analysis"].get("min_active_share", 0.5),
+            max_failures=settings["analysis"].get("max_infrastructure_failures", 0.05),
+            dpi=settings["output"]["figure_dpi"],
+            metrics={task: metric for task in settings["dataset"]["tasks"]},
+            one_token_share=one_token_share or {},
+        )
+
+    def metric(self, task: str) -> str:
+        """The name of the task's score, "score" where it is not known."""
+        return self.metrics.get(task) or "score"
+
+    def cannot_show_budget(self, task: str) -> bool:
+        """Most answers are one token that was chosen before anything was evicted."""
+        return self.first_token == "full" and self.one_token_share.get(task, 0.0) > 0.5
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw with the house style, whatever the user's matplotlib configuration says."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(HOUSE)
+        yield
+
+
+def save_figure(figure: Figure, numbers: pd.DataFrame, out_stem: str | Path, dpi: int) -> None:
+    """Write `<stem>.svg`, `<stem>.png` and `<stem>.csv`. Call inside :func:`house_style`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    stem = str(out_stem)
+    with atomic_path(f"{stem}.svg") as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
+    with atomic_path(f"{stem}.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})
+    write_text(f"{stem}.csv", numbers.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+
+
+def sorted_budgets(labels: Sequence[str]) -> list[Budget]:
+    """The compressed budgets among some labels, smallest first."""
+    return sorted({budget for label in labels if (budget := budget_from_label(label)) is not None})
+
+
+def budget_tick(budget: Budget) -> str:
+    """A budget on an axis: tokens as they are, a share as a percentage."""
+    return f"{100 * budget:g}%" if isinstance(budget, float) else str(budget)
+
+
+def budget_axis_title(budgets: Sequence[Budget]) -> str:
+    """What the budgets count."""
+    shares = any(isinstance(budget, float) for budget in budgets)
+    return "KV budget (share of the prompt kept)" if shares else "KV budget (tokens kept)"
+
+
+def legible(
+    values: Sequence[float], texts: Sequence[str], inches: float, low: float, high: float
+) -> list[int]:
+    """Which of some ascending tick values can be labelled without touching; the last one always is.
+
+    Parameters
+    ----------
+    inches : the length of the axis, which shows `low` to `high` in the units of the values.
+    """
+    chosen: list[int] = []
+    edge = float("inf")
+    for index in reversed(range(len(values))):
+        centre = (values[index] - low) / (high - low) * inches
+        half = text_width(texts[index], 8.0) / 2
+        if centre + half <= edge:
+            chosen.append(index)
+            edge = centre - half - 0.06
+    return chosen[::-1]
+
+
+def text_width(text: str, size: float = 7.5) -> float:
+    """About how many inches a text is wide (DejaVu Sans, measured over method names and numbers)."""
+    return len(text) * size * 0.0088
+
+
+def set_ticks(axis: Any, positions: Sequence[float], texts: Sequence[str]) -> None:
+    """Ticks of a matplotlib axis exactly where given, none between."""
+    from matplotlib.ticker import NullLocator
+
+    axis.set_ticks(list(positions), labels=list(texts))
+    axis.set_minor_locator(NullLocator())
+
+
+def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move labels apart so that neighbours are `gap` away, each as near to its place as that allows.
+
+    Parameters
+    ----------
+    positions : where the labels would like to be, in any order.
+    low, high : the room. With too many labels for the room the gap shrinks.
+    """
+    count = len(positions)
+    if not count:
+        return []
+    if count > 1:
+        gap = min(gap, (high - low) / (count - 1))
+    order = sorted(range(count), key=lambda index: (positions[index], index))
+    # Blocks of touching labels, each centred on the mean of its members' wishes (pool adjacent violators).
+    blocks: list[tuple[float, int]] = []
+    for rank, index in enumerate(order):
+        blocks.append((min(max(positions[index], low), high) - rank * gap, 1))
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (last, size), (before, weight) = blocks.pop(), blocks.pop()
+            blocks.append(((last * size + before * weight) / (size + weight), size + weight))
+    anchors = [anchor for anchor, size in blocks for _ in range(size)]
+    placed = [0.0] * count
+    for rank, index in enumerate(order):
+        anchor = min(max(anchors[rank], low), high - (count - 1) * gap)
+        placed[index] = anchor + rank * gap
+    return placed
+
+
+def panel_grid(
+    count: int,
+    width: float,
+    height: float,
+    columns: int,
+    *,
+    left: float = 0.62,
+    first_left: float | None = None,
+    right: float = 0.15,
+    bottom: float = 0.55,
+) -> tuple[Figure, list[Axes]]:
+    """A figure of equal panels with fixed margins in inches, so that no text is cut off whatever the number.
+
+    Parameters
+    ----------
+    width, height : of one panel's axes, in inches.
+    left, right, bottom : inches kept free beside and below every panel, for its labels.
+    first_left : the same for the left of the first column, where the row labels stand.
+    """
+    from matplotlib.figure import Figure
+
+    first = left if first_left is None else first_left
+    columns = max(1, min(columns, count))
+    rows = math.ceil(count / columns)
+    title, head = 0.3, 0.08
+    step_x, step_y = left + width + right, title + height + bottom
+    total_width, total_height = first - left + columns * step_x, rows * step_y + head
+    figure = Figure(figsize=(total_width, total_height))
+    axes = []
+    for index in range(count):
+        row, column = divmod(index, columns)
+        x = first + column * step_x
+        y = total_height - head - row * step_y - title - height
+        box = (x / total_width, y / total_height, width / total_width, height / total_height)
+        axes.append(figure.add_axes(box))
+    return figure, axes
+
+
+def quiet_grid(axes: Axes) -> None:
+    """Light horizontal lines behind the data."""
+    axes.grid(axis="y", color=RULE, linewidth=0.5)
+    axes.set_axisbelow(True)
+
+
+def finite(value: Any) -> bool:
+    """True for a number that can be drawn; false for None, nan, infinities and pandas' missing values."""
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False

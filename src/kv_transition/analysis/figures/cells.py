@@ -1,0 +1,137 @@
+"""Rows of the analysis tables that a figure draws, and the sentences its caption owes the reader."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kv_transition.analysis.figures.canvas import FigureContext, finite
+from kv_transition.budgets import UNCOMPRESSED
+from kv_transition.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+POOLED = -1
+
+POLICY_WORDS = {
+    "zero": "An empty answer, a timeout or an engine error scores 0.",
+    "exclude": "Timeouts and engine errors are left out; an empty answer scores 0.",
+}
+SCOPE_WORDS = {
+    "prompt": "the whole prompt is compressed, question included (scope prompt)",
+    "context": "the context is compressed before the question is seen (scope context)",
+}
+FIRST_TOKEN_WORDS = {
+    "full": "the first answer token still comes from the full cache (first_token full)",
+    "compressed": "the first answer token already comes from the compressed cache (first_token compressed)",
+}
+
+
+@dataclass(frozen=True)
+class LengthBin:
+    """One length bin of a task, as a panel or a row names it."""
+
+    bin_idx: int
+    token_len_min: float
+    token_len_max: float
+    n: int
+    n_clusters: int
+
+    @property
+    def lengths(self) -> str:
+        """The prompt lengths in words."""
+        if self.n == 0:
+            return "no examples"
+        low, high = f"{self.token_len_min:.0f}", f"{self.token_len_max:.0f}"
+        prefix = "all lengths, " if self.bin_idx == POOLED else ""
+        return f"{prefix}{low} tokens" if low == high else f"{prefix}{low}–{high} tokens"
+
+    @property
+    def size(self) -> str:
+        """The number of examples, and of contexts where they are fewer."""
+        return f"n = {self.n}" if self.n == self.n_clusters else f"n = {self.n} ({self.n_clusters} contexts)"
+
+
+def rows_of(table: pd.DataFrame, task: str, context: FigureContext, name: str) -> pd.DataFrame:
+    """The rows of one task under the context's failure policy.
+
+    Raises
+    ------
+    UserError
+        When there are none.
+    """
+    rows = table[(table["task"] == task) & (table["policy"] == context.policy)]
+    if rows.empty:
+        known = ", ".join(sorted(table["task"].unique())) or "none"
+        raise UserError(
+            f"{name}: no rows for task {task!r} and policy {context.policy!r}; its tasks are: {known}; "
+            "run the analysis for this task first"
+        )
+    return rows
+
+
+def _number(value: Any) -> float:
+    return float(value) if finite(value) else float("nan")
+
+
+def length_bins(bin_stats: pd.DataFrame) -> list[LengthBin]:
+    """The bins of one task's rows in order of length; the pooled one only where there is no other.
+
+    n is the number of examples of the `full` rows, or of the fullest cell where `full` is absent.
+    """
+    rows = bin_stats[bin_stats["bin_idx"] != POOLED]
+    rows = bin_stats if rows.empty else rows
+    bins = []
+    for bin_idx, group in rows.groupby("bin_idx", sort=True):
+        reference = group[group["method"] == "full"]
+        row = (group if reference.empty else reference).sort_values("n", ascending=False).iloc[0]
+        bins.append(
+            LengthBin(
+                bin_idx=int(str(bin_idx)),
+                token_len_min=_number(row["token_len_min"]),
+                token_len_max=_number(row["token_len_max"]),
+                n=int(row["n"]),
+                n_clusters=int(row["n_clusters"]),
+            )
+        )
+    return bins
+
+
+def mostly_inactive(active_frac: Any, context: FigureContext) -> bool:
+    """Too few prompts were longer than the budget for the cell to say anything about it."""
+    return finite(active_frac) and float(active_frac) < context.min_active_share
+
+
+def is_hollow(row: pd.Series, context: FigureContext) -> bool:
+    """A cell that is no evidence about the budget: mostly inactive, or too many infrastructure failures."""
+    return bool(row["unreliable"]) or mostly_inactive(row["active_frac"], context)
+
+
+def one_token_share(scores: pd.DataFrame, task: str) -> float:
+    """The share of a task's answers with a budget whose scored text is one token; 0 where there are none."""
+    rows = scores[(scores["task"] == task) & ~scores["method"].isin(UNCOMPRESSED)]
+    return float(rows["one_token"].astype(float).mean()) if len(rows) else 0.0
+
+
+def caption_tail(task: str, bins: list[LengthBin], context: FigureContext) -> str:
+    """Sample size, failure policy, scope and first token: the same sentences under every figure."""
+    sizes = [length_bin.n for length_bin in bins if length_bin.n] or [0]
+    many = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+    per = "per length bin" if len(bins) > 1 else "in all"
+    parts = [
+        f"n = {many} examples {per}.",
+        POLICY_WORDS.get(context.policy, f"Failure policy: {context.policy}."),
+        "In this run "
+        + SCOPE_WORDS.get(context.scope, f"scope is {context.scope}")
+        + ", and "
+        + FIRST_TOKEN_WORDS.get(context.first_token, f"first_token is {context.first_token}")
+        + ".",
+    ]
+    if context.cannot_show_budget(task):
+        share = context.one_token_share[task]
+        parts.append(
+            f"{share:.0%} of the scored answers are one token, chosen before anything was evicted: "
+            "these curves cannot show the budget."
+        )
+    return " ".join(parts)
