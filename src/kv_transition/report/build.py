@@ -1,0 +1,211 @@
+"""The written report: tables, figures and sentences of one experiment on one page, from finished files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kv_transition.analysis.figures.draw import TITLES
+from kv_transition.errors import UserError
+from kv_transition.files import write_text
+from kv_transition.report import findings, tables
+from kv_transition.report.markdown import move_links, name_text, relative_link, table
+from kv_transition.report.method_card import method_card
+from kv_transition.report.study import Study, read_study
+from kv_transition.report.wording import looked_at, percent
+
+TEMPLATES = Path(__file__).parent / "templates"
+FIGURE_KEYS = ("name", "title", "svg", "png", "csv", "caption")
+
+
+def build_report(
+    *,
+    settings: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    manifests: Sequence[str | Path],
+    scores: Sequence[str | Path],
+    bin_stats: str | Path,
+    retention: str | Path,
+    transition: str | Path,
+    figures: Sequence[Mapping[str, Any]],
+    out: str | Path,
+) -> None:
+    """Write the report of an experiment as Markdown; the same inputs give the same bytes.
+
+    Parameters
+    ----------
+    settings : the resolved configuration.
+    provenance : what `provenance.collect` gives; `configfile` among it, if any, is named in the command.
+    manifests, scores : one file a task.
+    bin_stats, retention, transition : the analysis tables.
+    figures : {name, title, svg, png, csv, caption} each; a name `<figure>__<task>` places it with its task, and the
+        files are linked relative to the report.
+
+    Raises
+    ------
+    UserError
+        When a figure lacks one of its keys or its file with numbers.
+    """
+    study = read_study(settings, manifests, scores, bin_stats, retention, transition)
+    page = _template().render(context(study, provenance, figures, out))
+    write_text(out, re.sub(r"\n{3,}", "\n\n", page).rstrip() + "\n")
+
+
+def context(
+    study: Study, provenance: Mapping[str, Any], figures: Sequence[Mapping[str, Any]], out: str | Path
+) -> dict[str, Any]:
+    """Everything the template places, as finished Markdown."""
+    settings = study.settings
+    shown = [(str(figure["name"]).partition("__")[2], _figure(figure, out)) for figure in figures]
+    return {
+        "id": name_text(settings["experiment"]["id"]),
+        "title": name_text(settings["experiment"]["title"]),
+        "tau": percent(study.taus[0]),
+        "conf": percent(study.conf),
+        "delta": f"{study.delta:g}",
+        "min_active": percent(study.min_active_share),
+        "max_failures": percent(study.max_failures),
+        "tested": findings.tested(study),
+        "answer": findings.answer(study),
+        "read_first": findings.read_first(study),
+        "tasks": [
+            _task(study, task, [drawn for name, drawn in shown if name == task]) for task in study.tasks
+        ],
+        "figures": [drawn for name, drawn in shown if name not in study.tasks],
+        "policy": study.policy,
+        "failures": tables.failure_table(study),
+        "failure_examples": tables.failure_examples(study, int(settings["output"]["failure_examples"])),
+        "not_shown": findings.not_shown(study),
+        "sensitivity": tables.sensitivity_table(study),
+        "kept": tables.kept_table(study),
+        "cards": [_card(study, method) for method in study.methods],
+        "provenance": provenance_table(provenance, settings),
+        "command": command(str(settings["experiment"]["id"]), provenance.get("configfile")),
+    }
+
+
+def _template() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    return environment.get_template("report.md.jinja")
+
+
+def _task(study: Study, task: str, figures: list[dict[str, str]]) -> dict[str, Any]:
+    curves = len(study.curves(task, study.taus[0]))
+    return {
+        "name": name_text(task),
+        "reference": findings.reference_words(study, task),
+        "lengths": findings.length_findings(study, task, study.taus[0]),
+        "transitions": [(percent(tau), tables.transition_table(study, task, tau)) for tau in study.taus],
+        "scores": tables.score_table(study, task),
+        "metric": study.metric(task),
+        "figures": figures,
+        "retention": tables.retention_table(study, task),
+        "floor_retention": tables.floor_retention_table(study, task),
+        "lossless": tables.lossless_table(study, task),
+        "looked_at": looked_at(curves, study.conf),
+    }
+
+
+def drawn_figures(captions: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """The figures whose caption files (`<figure>__<task>.txt`) these are, as :func:`build_report` takes them."""
+    rank = {kind: index for index, kind in enumerate(TITLES)}
+    figures = []
+    for path in sorted(
+        map(Path, captions), key=lambda path: rank.get(path.stem.partition("__")[0], len(rank))
+    ):
+        kind, _, task = path.stem.partition("__")
+        figure = {suffix: path.with_suffix(f".{suffix}") for suffix in ("svg", "png", "csv")}
+        title = f"{TITLES.get(kind, kind)}: {task}"
+        caption = path.read_text(encoding="utf-8").strip()
+        figures.append({"name": path.stem, "title": title, "caption": caption, **figure})
+    return figures
+
+
+def _figure(figure: Mapping[str, Any], out: str | Path) -> dict[str, str]:
+    absent = [key for key in FIGURE_KEYS if key not in figure]
+    if absent:
+        raise UserError(
+            f"figure {figure.get('name', '?')}: {absent[0]!r} is missing; give {', '.join(FIGURE_KEYS)}"
+        )
+    for key in ("svg", "png", "csv"):
+        if not Path(figure[key]).is_file():
+            raise UserError(f"figure {figure['name']}: {figure[key]} does not exist; draw the figure again")
+    links = {key: relative_link(figure[key], out) for key in ("svg", "png", "csv")}
+    return {"title": name_text(figure["title"]), "caption": name_text(figure["caption"]), **links}
+
+
+def _card(study: Study, method: str) -> tuple[str, str]:
+    stats = study.bin_stats[
+        (study.bin_stats["method"] == method) & (study.bin_stats["policy"] == study.policy)
+    ]
+    rows = method_card(method, study.settings, study.pooled(stats))
+    return name_text(method), table(
+        ["", method and name_text(method)], [[what, name_text(text)] for what, text in rows], 2
+    )
+
+
+def command(experiment_id: str, configfile: object = None) -> str:
+    """The command that makes the report again; the target stands before the options."""
+    line = f"snakemake --cores all results/{experiment_id}/report.md"
+    return f"{line} --configfile {configfile}" if configfile else line
+
+
+def provenance_table(provenance: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Code, configuration, model, packages and machine as a table; what is unknown is called unknown."""
+    git = provenance.get("git") or {}
+    state = {True: ", with uncommitted changes", False: "", None: ""}[git.get("dirty")]
+    packages = provenance.get("packages") or {}
+    model = settings["model"]
+    known = {
+        "git",
+        "packages",
+        "settings",
+        "config_hash",
+        "kv_transition",
+        "python",
+        "platform",
+        "host",
+        "configfile",
+    }
+    rows = [
+        ("configuration (sha256)", provenance.get("config_hash")),
+        ("configuration file", provenance.get("configfile") or "none: the default configuration"),
+        ("kv-transition", provenance.get("kv_transition")),
+        ("git commit", f"{git['commit']}{state}" if git.get("commit") else "not a git checkout"),
+        ("model", f"{model['name']}, revision {model.get('revision') or 'not given'}"),
+        *(
+            (key.replace("_", " "), _value(value))
+            for key, value in sorted(provenance.items())
+            if key not in known
+        ),
+        ("Python", provenance.get("python")),
+        ("packages", ", ".join(f"{name} {version}" for name, version in sorted(packages.items())) or None),
+        ("platform", provenance.get("platform")),
+        ("host", provenance.get("host")),
+    ]
+    return table(
+        ["", "value"], [[what, name_text("unknown" if value is None else value)] for what, value in rows], 2
+    )
+
+
+def _value(value: object) -> object:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {item}" for key, item in sorted(value.items()))
+    return ", ".join(str(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def write_report_copy(src_report: str | Path, dst: str | Path) -> None:
+    """Copy a report to another place, whole or not at all, with its relative links leading to the same files."""
+    text = Path(src_report).read_text(encoding="utf-8")
+    write_text(dst, move_links(text, src_report, dst))

@@ -1,0 +1,217 @@
+"""What the report says in sentences: the answer, what to read first, and what this sample could not show."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from kv_transition.analysis.figures.canvas import budget_tick, finite
+from kv_transition.analysis.figures.cells import POOLED
+from kv_transition.analysis.figures.labels import read_estimate
+from kv_transition.report.markdown import name_text
+from kv_transition.report.method_card import FIRST_TOKENS, SCOPES
+from kv_transition.report.study import Study
+from kv_transition.report.tables import with_interval
+from kv_transition.report.wording import (
+    Curve,
+    answer_on_task,
+    answer_over_tasks,
+    join,
+    length_sentence,
+    looked_at,
+    percent,
+    status_words,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Up to this many tasks the answer names each of them; beyond it counts.
+MAX_NAMED_TASKS = 3
+
+
+def answer(study: Study) -> str:
+    """One paragraph: where each method breaks, how that moves with length, and how sure it is."""
+    tau = study.taus[0]
+    pooled = {task: study.pooled_curves(task, tau) for task in study.tasks}
+    if len(study.tasks) <= MAX_NAMED_TASKS:
+        sentences = []
+        for task in study.tasks:
+            named = [_named(curve) for curve in pooled[task]]
+            sentences.append(answer_on_task(name_text(task), reference_words(study, task), named, tau))
+            sentences.extend(length_findings(study, task, tau))
+    else:
+        every = [_named(curve) for task in study.tasks for curve in pooled[task]]
+        sentences = [answer_over_tasks(every, tau)] if every else []
+    curves = sum(len(study.curves(task, tau)) for task in study.tasks)
+    return " ".join([*sentences, looked_at(curves, study.conf)])
+
+
+def _named(curve: Curve) -> Curve:
+    return replace(curve, method=name_text(curve.method))
+
+
+def reference_words(study: Study, task: str) -> str:
+    """How many examples, and what the full cache and no context score."""
+    full, floor = study.reference(task, "full"), study.reference(task, "no_context")
+    metric = study.metric(task)
+    if full is None:
+        return f"{metric}; the full cache was not run"
+    shown = with_interval(full["mean"], full["lo"], full["hi"])
+    parts = [f"n = {int(full['n'])} examples", f"{metric} {shown} with the full cache"]
+    if floor is not None:
+        parts.append(f"{with_interval(floor['mean'], floor['lo'], floor['hi'])} without context")
+    return ", ".join(parts)
+
+
+def length_findings(study: Study, task: str, tau: float) -> list[str]:
+    """Whether transition budgets move from the shortest to the longest bin with results; empty for one bin."""
+    bins = [one for one in study.bins(task) if one.bin_idx != POOLED and one.n]
+    if len(bins) < 2:
+        return []
+    short, long = bins[0], bins[-1]
+    curves = {(curve.method, curve.bin_idx): curve for curve in study.curves(task, tau) if curve.ok}
+    pairs = {
+        name_text(method): (curves[method, short.bin_idx], curves[method, long.bin_idx])
+        for method in study.methods
+        if (method, short.bin_idx) in curves and (method, long.bin_idx) in curves
+    }
+    if not pairs:
+        return []
+    return [length_sentence(pairs, f"prompts of {short.lengths}", long.lengths)]
+
+
+def read_first(study: Study) -> list[str]:
+    """What changes how every number has to be read; empty when nothing does."""
+    notes = []
+    stats = study.pooled(study.bin_stats[study.bin_stats["policy"] == study.policy])
+    cells = stats[stats["method"].isin(study.methods)]
+    known = cells[cells["verified_frac"].notna()]
+    total = float(known["n"].sum())
+    measured = float((known["verified_frac"] * known["n"]).sum()) / total if total else 0.0
+    if measured < 1:
+        notes.append(
+            f"Only {percent(measured)} of the answers with a budget have a budget that was measured in the cache; "
+            "the others may have been given with another one."
+        )
+    for task in study.tasks:
+        share = study.one_token_share(task)
+        if study.settings["kv"]["first_token"] == "full" and share > 0.5:
+            notes.append(
+                f"On {name_text(task)}, {percent(share)} of the answers are one token, which comes from the full cache: "
+                "its curves cannot show the budget."
+            )
+        failed = cells[(cells["task"] == task) & cells["unreliable"].astype(bool)]
+        if len(failed):
+            names = join([f"{name_text(row['method'])} {row['budget']}" for _, row in failed.iterrows()])
+            notes.append(
+                f"On {name_text(task)} more than {percent(study.max_failures)} of the requests failed with {names}: marked † in the tables."
+            )
+        notes.extend(
+            f"{name_text(task)}: {name_text(text)}"
+            for text in study.manifests.get(task, {}).get("warnings", [])
+        )
+    missing = [name_text(task) for task in study.tasks if study.reference(task, "no_context") is None]
+    if missing:
+        notes.append(
+            f"The floor without context was not measured on {join(missing)}; retention is not corrected for guessing."
+        )
+    left_out = stats[stats["method"] == "full"].get("n_reference_failed")
+    if left_out is not None and float(left_out.sum()) > 0:
+        notes.append(
+            f"{int(left_out.sum())} examples left every cell because their reference request failed."
+        )
+    tokenizers = sorted({str(manifest.get("tokenizer")) for manifest in study.manifests.values()})
+    if any("approx" in name for name in tokenizers):
+        notes.append(f"Prompt lengths are approximate: they were counted by {name_text(join(tokenizers))}.")
+    return notes
+
+
+def not_shown(study: Study) -> list[str]:
+    """Gates, censored limits and differences that a sample of this size cannot show."""
+    out = []
+    tau = study.taus[0]
+    for task in study.tasks:
+        curves = study.curves(task, tau)
+        ok = [curve for curve in curves if curve.ok]
+        for status in sorted({curve.status for curve in curves if not curve.ok}):
+            count = sum(curve.status == status for curve in curves)
+            out.append(
+                f"{name_text(task)}: no transition budget for {count} of {len(curves)} curves: {status_words(status)}."
+            )
+        open_ends = sum(read_estimate(curve.upper).side == "right" for curve in ok)
+        if open_ends:
+            out.append(
+                f"{name_text(task)}: {open_ends} of {len(ok)} intervals have no upper limit among the tested budgets. "
+                "More examples per bin, or larger budgets, would be needed to give one."
+            )
+        low_ends = sum(read_estimate(curve.lower).side == "left" for curve in ok)
+        if low_ends:
+            out.append(
+                f"{name_text(task)}: {low_ends} of {len(ok)} intervals have no lower limit among the tested budgets."
+            )
+        out.extend(_differences(study, task))
+    return out
+
+
+def _differences(study: Study, task: str) -> list[str]:
+    """The smallest difference to the full cache that the sample would find, pooled and in single bins."""
+    rows = study.ratios(task)
+    rows = rows[rows["mde"].notna()]
+    pooled = study.pooled(rows)["mde"]
+    single = rows[rows["bin_idx"] != POOLED]["mde"]
+    parts = []
+    if len(pooled):
+        parts.append(f"{_range(pooled)} with all lengths together")
+    if len(single):
+        parts.append(f"{_range(single)} in single length bins")
+    if not parts:
+        return []
+    return [
+        f"{name_text(task)}: the smallest loss of {study.metric(task)} against the full cache that the sample would find "
+        f"with 80% power (one-sided 5%) is {join(parts)}, depending on the cell. A smaller one may exist unseen."
+    ]
+
+
+def _range(values: pd.Series) -> str:
+    low, high = f"{values.min():.2f}", f"{values.max():.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def tested(study: Study) -> list[tuple[str, str]]:
+    """What was run, in a few lines."""
+    settings = study.settings
+    budgets = join([budget_tick(budget) for budget in study.budgets])
+    unit = "of the prompt" if any(isinstance(budget, float) for budget in study.budgets) else "tokens"
+    sizes = []
+    for task in study.tasks:
+        full = study.reference(task, "full")
+        bins = [one for one in study.bins(task) if one.n]
+        low, high = (
+            min((one.token_len_min for one in bins), default=0),
+            max((one.token_len_max for one in bins), default=0),
+        )
+        number = int(full["n"]) if full is not None and finite(full["n"]) else sum(one.n for one in bins)
+        noun = "length bin" if len(bins) == 1 else "length bins"
+        sizes.append(
+            f"{name_text(task)}: {number} examples of {low:.0f} to {high:.0f} tokens in {len(bins)} {noun}"
+        )
+    references = [
+        words
+        for method, words in (("full", "the full cache"), ("no_context", "the question without its context"))
+        if (study.bin_stats["method"] == method).any()
+    ]
+    kv = settings["kv"]
+    lines = [
+        ("Model", f"{name_text(settings['model']['name'])}, engine {name_text(settings['engine']['kind'])}"),
+        ("Tasks", "; ".join(sizes)),
+        ("Methods", join([name_text(method) for method in study.methods])),
+        ("Budgets", f"{budgets} {unit}"),
+        ("Compared with", join(references) or "nothing"),
+        ("What may be evicted", SCOPES.get(kv["scope"], kv["scope"])),
+        ("First answer token", FIRST_TOKENS.get(kv["first_token"], kv["first_token"])),
+    ]
+    if kv["first_token"] == "full":
+        shares = [f"{name_text(task)} {percent(study.one_token_share(task))}" for task in study.tasks]
+        lines.append(("Answers of one token, which cannot feel the budget", join(shares)))
+    return lines

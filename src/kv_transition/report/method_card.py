@@ -1,0 +1,96 @@
+"""What a reader has to know about a method before its curve means anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import kv_transition
+from kv_transition.methods import KNOWN_METHODS, resolve_parameters
+from kv_transition.report.wording import percent
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCOPES = {
+    "prompt": "prompt: everything may be evicted, the question included, and the method sees the question",
+    "context": "context: only the context may be evicted, before the question is seen; the question is added uncompressed",
+}
+FIRST_TOKENS = {
+    "full": "full: the first answer token comes from the uncompressed cache, so it cannot feel the budget",
+    "compressed": "compressed: the first answer token already comes from the compressed cache",
+}
+BUDGETS = {
+    "prompt": "prompt positions kept per layer and KV head; generated tokens come on top",
+    "context": "context positions kept per layer and KV head; the question and generated tokens come on top",
+}
+UNKNOWN = "not known for this method"
+
+
+def method_parameters(settings: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Resolved hyper-parameters of all known methods under a resolved configuration."""
+    kv = settings["kv"]
+    return resolve_parameters(
+        {
+            "snapkv": {"window": kv["window"], "kernel": kv["kernel"]},
+            "streaming_llm": {"n_sink": kv["n_sink"]},
+            "random": {"seeds": kv["random_replicates"]},
+        }
+    )
+
+
+def method_card(method: str, settings: Mapping[str, Any], cells: pd.DataFrame) -> list[tuple[str, str]]:
+    """The card of a method as (what, answer) pairs of plain text.
+
+    Parameters
+    ----------
+    settings : the resolved configuration.
+    cells : rows of `bin_stats` of this method, all lengths pooled, one policy; for measured budgets.
+    """
+    known = KNOWN_METHODS.get(method)
+    kv = settings["kv"]
+    engine = f"kv_transition {kv_transition.__version__}, engine {settings['engine']['kind']}, {settings['engine']['dtype']}"
+
+    def fact(name: str) -> str:
+        return UNKNOWN if known is None else str(getattr(known, name))
+
+    parameters = method_parameters(settings).get(method, {})
+    resolved = ", ".join(f"{key} = {value}" for key, value in sorted(parameters.items())) or "none"
+    rows = [
+        ("paper", fact("paper")),
+        ("what differs from it", fact("differs")),
+        ("implementation", engine),
+        ("hyper-parameters", resolved if known else UNKNOWN),
+        ("pooling of scores", fact("pooling")),
+        ("who chooses positions", fact("granularity")),
+        ("scope", SCOPES.get(kv["scope"], kv["scope"])),
+        ("first token", FIRST_TOKENS.get(kv["first_token"], kv["first_token"])),
+        ("positions", fact("positions")),
+        ("evicts while decoding", _yes(None if known is None else known.evicts_while_decoding)),
+        ("what the budget counts", BUDGETS.get(kv["scope"], UNKNOWN)),
+        ("memory freed", fact("memory_freed")),
+        ("extra cost of the prefill", fact("prefill_cost")),
+        ("deterministic", _deterministic(method, known, parameters)),
+    ]
+    return rows + _measured(cells)
+
+
+def _yes(answer: bool | None) -> str:
+    return UNKNOWN if answer is None else "yes" if answer else "no"
+
+
+def _deterministic(method: str, known: Any, parameters: Mapping[str, int]) -> str:
+    if known is None:
+        return UNKNOWN
+    if known.deterministic:
+        return "yes"
+    return f"no: {parameters.get('seeds', known.replicates)} seeded draws per example, averaged per example"
+
+
+def _measured(cells: pd.DataFrame) -> list[tuple[str, str]]:
+    cells = cells[cells["kept_mean"].notna()]
+    if cells.empty:
+        return [("kept tokens", "not recorded")]
+    share = float((cells["verified_frac"] * cells["n"]).sum() / max(cells["n"].sum(), 1))
+    kept = f"{cells['kept_min'].min():.0f} to {cells['kept_max'].max():.0f} positions over all its budgets"
+    return [("budget measured in the cache", f"{percent(share)} of the answers"), ("kept tokens", kept)]

@@ -1,0 +1,190 @@
+"""The finished tables of an experiment, read once and asked for what the report shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kv_transition.analysis.figures.canvas import METRIC_WORDS, finite, sorted_budgets
+from kv_transition.analysis.figures.cells import POOLED, LengthBin, length_bins, one_token_share
+from kv_transition.analysis.figures.palette import in_order
+from kv_transition.budgets import UNCOMPRESSED, Budget
+from kv_transition.files import read_parquet
+from kv_transition.report.lossless import LosslessCell, lossless_budget
+from kv_transition.report.wording import Curve
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Study:
+    """Settings, manifests (by task) and the tables of scores and analysis, all tasks together."""
+
+    settings: Mapping[str, Any]
+    manifests: Mapping[str, Mapping[str, Any]]
+    scores: pd.DataFrame
+    bin_stats: pd.DataFrame
+    retention: pd.DataFrame
+    transition: pd.DataFrame
+
+    @property
+    def policy(self) -> str:
+        """The leading failure policy."""
+        return str(self.settings["analysis"]["policy"])
+
+    @property
+    def conf(self) -> float:
+        """Confidence level of the intervals."""
+        return float(self.settings["analysis"]["conf"])
+
+    @property
+    def taus(self) -> list[float]:
+        """Retention levels; the first leads."""
+        return [float(tau) for tau in self.settings["analysis"]["tau"]]
+
+    @property
+    def delta(self) -> float:
+        """The margin of "lossless", an absolute difference of scores."""
+        return float(self.settings["analysis"]["delta"])
+
+    @property
+    def min_active_share(self) -> float:
+        """Share of prompts longer than the budget below which a cell is no evidence."""
+        return float(self.settings["analysis"]["min_active_share"])
+
+    @property
+    def max_failures(self) -> float:
+        """Share of failed requests above which a cell is unreliable."""
+        return float(self.settings["analysis"]["max_infrastructure_failures"])
+
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks in the order of the configuration, those with results."""
+        found = set(self.bin_stats["task"])
+        named = [task for task in self.settings["dataset"]["tasks"] if task in found]
+        return named + sorted(found - set(named))
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods with a budget, in the order of the figures."""
+        return in_order(set(self.bin_stats["method"]) - set(UNCOMPRESSED))
+
+    @property
+    def budgets(self) -> list[Budget]:
+        """All budgets with results."""
+        return sorted_budgets(list(self.bin_stats["budget"].unique()))
+
+    def metric(self, task: str) -> str:
+        """The name of a task's score in words."""
+        names = self.scores.loc[self.scores["task"] == task, "metric"].dropna().unique()
+        return METRIC_WORDS.get(names[0], str(names[0])) if len(names) == 1 else "score"
+
+    def stats(self, task: str, policy: str | None = None) -> pd.DataFrame:
+        """The rows of `bin_stats` of a task under a policy (the leading one)."""
+        return _of(self.bin_stats, task, policy or self.policy)
+
+    def bins(self, task: str) -> list[LengthBin]:
+        """The length bins of a task."""
+        return length_bins(self.stats(task))
+
+    def pooled(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The rows over all lengths; those of the only bin where nothing was pooled."""
+        rows = table[table["bin_idx"] == POOLED]
+        return rows if len(rows) or table["bin_idx"].nunique() != 1 else table
+
+    def reference(self, task: str, method: str, policy: str | None = None) -> pd.Series | None:
+        """The pooled row of `full` or `no_context`, None where it was not run."""
+        rows = self.pooled(self.stats(task, policy))
+        rows = rows[rows["method"] == method]
+        return rows.iloc[0] if len(rows) and finite(rows.iloc[0]["mean"]) else None
+
+    def ratios(self, task: str, policy: str | None = None) -> pd.DataFrame:
+        """The rows of `retention` of a task under a policy (the leading one)."""
+        return _of(self.retention, task, policy or self.policy)
+
+    def curves(self, task: str, tau: float, policy: str | None = None) -> list[Curve]:
+        """The transition rows of a task at one tau, by method and bin."""
+        rows = _of(self.transition, task, policy or self.policy)
+        rows = rows[(rows["tau"] - tau).abs() < 1e-9]
+        order = {method: rank for rank, method in enumerate(self.methods)}
+        curves = [_curve(row) for _, row in rows.iterrows()]
+        return sorted(curves, key=lambda curve: (order.get(curve.method, len(order)), curve.bin_idx))
+
+    def pooled_curves(self, task: str, tau: float, policy: str | None = None) -> list[Curve]:
+        """The curves over all lengths; those of the only bin where nothing was pooled."""
+        curves = self.curves(task, tau, policy)
+        bins = {curve.bin_idx for curve in curves}
+        wanted = POOLED if POOLED in bins or len(bins) != 1 else next(iter(bins))
+        return [curve for curve in curves if curve.bin_idx == wanted]
+
+    def lossless(self, task: str, method: str, policy: str | None = None) -> str:
+        """From which budget on a method is shown to lose less than delta, all lengths pooled."""
+        stats = self.pooled(self.stats(task, policy))
+        unreliable = {
+            row["budget"]: bool(row["unreliable"]) for _, row in stats[stats["method"] == method].iterrows()
+        }
+        rows = self.pooled(self.ratios(task, policy))
+        cells = [
+            LosslessCell(
+                budget=row["budget"],
+                value=float(row["budget_value"]),
+                gate=str(row["gate"]),
+                active_frac=float(row["active_frac"]) if finite(row["active_frac"]) else 1.0,
+                unreliable=unreliable.get(row["budget"], False),
+                ni_p=float(row["ni_p"]) if finite(row["ni_p"]) else None,
+                mde=float(row["mde"]) if finite(row["mde"]) else None,
+            )
+            for _, row in rows[rows["method"] == method].iterrows()
+        ]
+        return lossless_budget(cells, alpha=1 - self.conf, min_active_share=self.min_active_share)
+
+    def one_token_share(self, task: str) -> float:
+        """The share of a task's answers with a budget whose scored text is one token."""
+        return one_token_share(self.scores, task)
+
+
+def _of(table: pd.DataFrame, task: str, policy: str) -> pd.DataFrame:
+    return table[(table["task"] == task) & (table["policy"] == policy)]
+
+
+def _curve(row: pd.Series) -> Curve:
+    flags = str(row["flags"] or "").split(",")
+    return Curve(
+        task=row["task"],
+        method=row["method"],
+        bin_idx=int(row["bin_idx"]),
+        status=str(row["status"]),
+        point=str(row["T_point"]),
+        lower=str(row["T_lower"]),
+        upper=str(row["T_upper"]),
+        point_inactive="point_inactive" in flags,
+        upper_inactive="upper_inactive" in flags,
+        unreliable="unreliable" in flags,
+        incomplete="missing_budget" in flags,
+    )
+
+
+def read_study(
+    settings: Mapping[str, Any],
+    manifests: Sequence[str | Path],
+    scores: Sequence[str | Path],
+    bin_stats: str | Path,
+    retention: str | Path,
+    transition: str | Path,
+) -> Study:
+    """Read the files of a finished analysis."""
+    import pandas as pd
+
+    documents = [json.loads(Path(path).read_text(encoding="utf-8")) for path in manifests]
+    return Study(
+        settings=settings,
+        manifests={document["task"]: document for document in documents},
+        scores=pd.concat([read_parquet(path) for path in scores], ignore_index=True),
+        bin_stats=read_parquet(bin_stats),
+        retention=read_parquet(retention),
+        transition=read_parquet(transition),
+    )

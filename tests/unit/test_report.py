@@ -1,0 +1,303 @@
+"""The written report: readable, honest, and the same bytes for the same results."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from fake_tables import FakeStudy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kv_transition.errors import UserError
+from kv_transition.files import read_parquet, write_parquet
+from kv_transition.report.build import build_report, command, write_report_copy
+from kv_transition.report.markdown import escape_text, move_links, table
+from kv_transition.report.provenance import cleaned, collect, git_state
+
+PROVENANCE = {
+    "kv_transition": "0.1.0", "config_hash": "c0ffee", "git": {"commit": "abc123", "dirty": True}, "python": "3.11",
+    "platform": "Linux", "host": "node7", "packages": {"numpy": "2.4.6"}, "model_sha256": "feed", "tokenizer": "tiny (beef)",
+}  # fmt: skip
+
+
+def small(**changes):
+    return FakeStudy(
+        **(
+            {"n": 6, "edges": (60, 200, 800), "methods": ("snapkv", "random"), "budgets": (16, 64, 256)}
+            | changes
+        )
+    )
+
+
+def figure(folder, name):
+    for suffix in ("svg", "png", "csv"):
+        path = folder / "figures" / f"{name}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    stem = folder / "figures" / name
+    files = {suffix: stem.with_suffix(f".{suffix}") for suffix in ("svg", "png", "csv")}
+    return {"name": name, "title": f"Figure {name}", "caption": "n = 6.", **files}
+
+
+def write(study, folder, *, provenance=PROVENANCE, change=None):
+    files = study.write(folder)
+    if change:
+        change(files)
+    figures = [figure(folder, f"score_vs_budget__{task}") for task in study.tasks]
+    build_report(
+        settings=study.settings(), provenance=provenance, figures=figures, out=folder / "report.md", **files
+    )
+    return (folder / "report.md").read_text(encoding="utf-8")
+
+
+def section(page, title):
+    return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page, re.M | re.S)[1]
+
+
+def test_the_first_line_names_the_experiment_and_the_answer_comes_first(tmp_path):
+    page = write(small(), tmp_path / "demo")
+    assert page.splitlines()[0] == "# Where does the tiny reader break? (demo)"
+    headings = re.findall(r"^## (.*)$", page, re.M)
+    assert headings[:2] == ["The answer", "What was tested"]
+    answer = section(page, "The answer")
+    assert "at least 90% of the full-cache score takes" in answer
+    assert "10 curves" not in answer
+    assert re.search(r"each holds 95% on its own; 6 curves were looked at", answer)
+
+
+def test_equal_results_give_equal_bytes(tmp_path):
+    def reverse(files):
+        for name in ("bin_stats", "retention", "transition"):
+            write_parquet(files[name], read_parquet(files[name]).iloc[::-1])
+        for path in files["scores"]:
+            write_parquet(path, read_parquet(path).iloc[::-1])
+
+    study = small(failing={("random", "64", 1): 0.5})
+    assert write(study, tmp_path / "a") == write(study, tmp_path / "b", change=reverse)
+
+
+def test_a_censored_limit_is_never_written_as_a_number_in_the_report(tmp_path):
+    def censor(files):
+        path = files["transition"]
+        write_parquet(path, read_parquet(path).assign(T_point=">256", T_lower="<=16", T_upper=">256"))
+
+    page = write(small(), tmp_path / "demo", change=censor)
+    assert "| snapkv | &gt;256 [≤16, &gt;256] |" in page
+    assert "**above 256 tokens** with snapkv (not limited by the tested budgets on either side)" in page
+    assert "6 of 6 intervals have no upper limit" in section(page, "What could not be shown")
+
+
+HOSTILE = "x | y\n\n# Owned\n</td><script>alert(1)</script> `code` ![i](http://a/b.png) [l](javascript:1) **b** \u202e $m$"
+
+
+def test_model_text_cannot_break_the_page(tmp_path):
+    plain = write(small(failing={("random", "64", 1): 0.5}), tmp_path / "plain")
+    page = write(small(failing={("random", "64", 1): 0.5}, answer=HOSTILE), tmp_path / "hostile")
+    assert len(page.splitlines()) == len(plain.splitlines())
+    for mark in ("<script", "</td>", "# Owned", "](javascript", "![i]", "`code`", "\u202e"):
+        assert mark not in page
+    row = next(line for line in page.splitlines() if "Owned" in line)
+    assert row.count("|") == 7
+
+
+def shown(escaped):
+    import html
+
+    return html.unescape(escaped)
+
+
+@given(st.text(max_size=80))
+def test_escaped_text_is_one_line_without_markup_that_shows_the_same_words(text):
+    escaped = escape_text(text)
+    assert not re.search(r"[<>|`*_\[\]()~\\\n\r]", escaped)
+    escaped.encode("utf-8")
+    if text.isprintable() and not re.search(r"\s", text):
+        assert shown(escaped) == text
+
+
+def test_characters_that_cannot_be_written_or_turn_the_line_are_replaced():
+    assert shown(escape_text("a\ud800b\u202ec\x00d")) == "a\ufffdb\ufffdc\ufffdd"
+
+
+@given(st.text(min_size=30, max_size=60), st.integers(1, 20))
+def test_long_text_is_cut_and_says_so(text, limit):
+    cut = shown(escape_text(text, limit))
+    assert len(cut) <= limit
+    if len(shown(escape_text(text))) > limit:
+        assert cut.endswith("…")
+
+
+def test_every_figure_has_its_links_and_they_lead_somewhere(tmp_path):
+    page = write(small(tasks=("phrasebook_qa", "phrasebook_multi_qa")), tmp_path / "demo")
+    links = re.findall(r"\]\(([^)]+)\)", page)
+    assert len(links) == 2 * 3
+    assert all((tmp_path / "demo" / link).is_file() for link in links)
+    assert page.index("score_vs_budget__phrasebook_qa.svg") < page.index("## Task phrasebook_multi_qa")
+
+
+def test_a_figure_without_numbers_is_refused(tmp_path):
+    study, folder = small(), tmp_path / "demo"
+    files, drawn = study.write(folder), figure(folder, "score_vs_budget__phrasebook_qa")
+    Path(drawn["csv"]).unlink()
+    with pytest.raises(UserError, match=r"score_vs_budget__phrasebook_qa.*\.csv does not exist"):
+        build_report(
+            settings=study.settings(), provenance={}, figures=[drawn], out=folder / "report.md", **files
+        )
+
+
+def test_the_copy_has_links_that_work_from_where_it_lies(tmp_path):
+    page = write(small(), tmp_path / "results" / "demo")
+    write_report_copy(tmp_path / "results" / "demo" / "report.md", tmp_path / "results" / "report.md")
+    copy = (tmp_path / "results" / "report.md").read_text()
+    links = re.findall(r"\]\(([^)]+)\)", copy)
+    assert links
+    assert all((tmp_path / "results" / link).is_file() for link in links)
+    assert copy.splitlines()[0] == page.splitlines()[0]
+
+
+def test_only_relative_links_move():
+    text = "![a](f/x%20y.svg) [b](https://e.org/x) [c](#d) [e](/abs)"
+    assert move_links(text, "r/demo/report.md", "r/report.md") == (
+        "![a](demo/f/x%20y.svg) [b](https://e.org/x) [c](#d) [e](/abs)"
+    )
+
+
+def test_a_policy_that_changes_a_headline_is_reported_and_one_that_does_not_is_too(tmp_path):
+    assert "No headline label changes" in section(write(small(), tmp_path / "a"), "Failures")
+
+    def differ(files):
+        rows = read_parquet(files["transition"])
+        rows.loc[(rows["policy"] == "exclude") & (rows["method"] == "random"), "T_point"] = "16"
+        write_parquet(files["transition"], rows)
+
+    failures = section(write(small(), tmp_path / "b", change=differ), "Failures")
+    assert "These headline labels change" in failures
+    assert re.search(r"\| phrasebook_qa \| random \| budget keeping 90% \| .* \| 16 \[", failures)
+
+
+def test_failures_are_counted_and_shown(tmp_path):
+    failures = section(write(small(failing={("random", "64", 1): 0.5}), tmp_path / "demo"), "Failures")
+    assert re.search(r"\| phrasebook_qa \| random \| 64 \| 12 \|  \| 3 \|", failures)
+    assert "ENGINE_ERROR" in failures
+    assert "Which phrase&#63;" in failures or "Which phrase?" in failures
+
+
+def test_what_makes_numbers_doubtful_is_said_before_them(tmp_path):
+    def spoil(files):
+        rows = read_parquet(files["bin_stats"])
+        rows["verified_frac"] = 0.5
+        write_parquet(files["bin_stats"], rows[rows["method"] != "no_context"])
+        path = files["manifests"][0]
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"warnings": ["bin 1 holds ties"]}))
+        scores = read_parquet(files["scores"][0])
+        write_parquet(files["scores"][0], scores.assign(one_token=True))
+
+    study = small(failing={("random", "64", 1): 0.5}, first_token="full")
+    answer = section(write(study, tmp_path / "demo", change=spoil), "The answer")
+    assert "Only 50% of the answers" in answer
+    assert "more than 5% of the requests failed with random 64" in answer
+    assert "floor without context was not measured" in answer
+    assert "bin 1 holds ties" in answer
+    assert "100% of the answers are one token" in answer
+
+
+def test_gates_are_explained_and_claim_nothing(tmp_path):
+    def close(files):
+        for name, study in (
+            ("retention", small().retention("context_not_needed")),
+            ("transition", small().transition("context_not_needed")),
+        ):
+            write_parquet(files[name], study)
+
+    page = write(small(), tmp_path / "demo", change=close)
+    assert "could not be determined" in section(page, "The answer")
+    assert "does not score measurably above the model without any context" in section(
+        page, "What could not be shown"
+    )
+    assert "| snapkv | not tested |" in page
+
+
+def test_what_a_sample_cannot_see_is_said(tmp_path):
+    assert "80% power" in section(write(small(), tmp_path / "demo"), "What could not be shown")
+
+
+def test_budgets_are_proved_by_what_was_kept(tmp_path):
+    applied = section(write(small(), tmp_path / "demo"), "Were the budgets applied?")
+    assert "| snapkv | 64 | 61 | 63.9 | 64 |" in applied or re.search(
+        r"\| snapkv \| 64 \| 6[1-4] \| 6\d\.\d \| 64 \|", applied
+    )
+    assert "| 100% |" in applied
+
+
+def test_any_tasks_and_shares_and_a_single_bin_make_a_report(tmp_path):
+    study = small(
+        tasks=tuple(f"task_{index}" for index in range(5)), edges=(60, 900), budgets=(0.1, 0.5), n=3
+    )
+    page = write(study, tmp_path / "demo")
+    assert "of 5 tasks" in section(page, "The answer")
+    assert "10% and 50% of the prompt" in section(page, "What was tested")
+
+
+def test_the_command_puts_the_target_first(tmp_path):
+    assert command("demo") == "snakemake --cores all results/demo/report.md"
+    page = write(
+        small(), tmp_path / "demo", provenance=PROVENANCE | {"configfile": "config/experiments/x.yaml"}
+    )
+    assert "snakemake --cores all results/demo/report.md --configfile config/experiments/x.yaml\n" in page
+
+
+def test_provenance_is_printed_without_secrets_or_machine_paths(tmp_path):
+    page = write(small(), tmp_path / "demo")
+    for fact in ("c0ffee", "abc123, with uncommitted changes", "feed", "tiny (beef)", "node7", "numpy 2.4.6"):
+        assert fact in page
+    assert "/somewhere/private" not in page
+    assert str(tmp_path) not in page
+
+
+def test_collected_provenance_is_clean(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOME_API_KEY", "sk-very-secret")
+    settings = {
+        "engine": {"api_key": "sk-very-secret", "api_key_env": "SOME_API_KEY", "base_url": "https://me:pw@host/v1?key=1"},
+        "kv": {"first_token": "full"},
+        "model": {"path": "/home/someone/models/tiny"},
+    }  # fmt: skip
+    facts = collect(settings, {"weights": Path("/data/x/model.safetensors"), "tokenizer": "t"})
+    text = json.dumps(facts)
+    for private in ("sk-very-secret", "me:pw", "/home", "/data", str(tmp_path)):
+        assert private not in text
+    assert facts["settings"]["engine"]["api_key_env"] == "SOME_API_KEY"
+    assert facts["settings"]["kv"]["first_token"] == "full"
+    assert facts["settings"]["model"]["path"] == "tiny"
+    assert facts["tokenizer"] == "t"
+    assert facts["git"] == {"commit": None, "dirty": None}
+    assert "numpy" in facts["packages"]
+
+
+def test_cleaning_changes_nothing_else():
+    value = {"a": [1, 2.5, None, True], "b": "https://host/v1", "rel": "resources/x", "text": "a/b c"}
+    assert cleaned(value) == value
+
+
+def test_git_names_the_commit_and_uncommitted_changes(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", "-C", tmp_path, *identity, *arguments], check=True, capture_output=True)
+
+    git("init")
+    assert git_state(tmp_path) == {"commit": None, "dirty": None}
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-m", "a")
+    state = git_state(tmp_path)
+    assert re.fullmatch(r"[0-9a-f]{40}", state["commit"])
+    assert state["dirty"] is False
+    (tmp_path / "a").write_text("2")
+    assert git_state(tmp_path)["dirty"] is True
+
+
+def test_a_table_row_of_the_wrong_width_is_refused():
+    with pytest.raises(ValueError, match="2 cells"):
+        table(["a"], [["1", "2"]])

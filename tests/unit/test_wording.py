@@ -1,0 +1,192 @@
+"""Sentences that never say more than the tests did."""
+
+import re
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kv_transition.report.lossless import LosslessCell, lossless_budget
+from kv_transition.report.wording import (
+    Curve,
+    answer_on_task,
+    answer_over_tasks,
+    estimate_symbol,
+    estimate_words,
+    interval_words,
+    join,
+    length_sentence,
+    looked_at,
+    percent,
+    status_words,
+)
+
+GRID = ["<=16", "32", "64", "128", ">128"]
+
+
+def curve(point="64", lower="32", upper="128", **changes):
+    return Curve(**({"task": "qa", "method": "snapkv", "bin_idx": -1, "status": "ok", "point": point, "lower": lower, "upper": upper} | changes))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("label", "words", "symbol"),
+    [
+        ("64", "64 tokens", "64"),
+        (">512", "above 512 tokens", "&gt;512"),
+        ("<=16", "at or below 16 tokens", "≤16"),
+        ("f0.25", "25% of the prompt", "25%"),
+        ("<=f0.05", "at or below 5% of the prompt", "≤5%"),
+    ],
+)
+def test_a_transition_budget_is_named_in_words_and_symbols(label, words, symbol):
+    assert estimate_words(label) == words
+    assert estimate_symbol(label) == symbol
+
+
+@given(st.sampled_from(["<=", ">"]), st.integers(2, 10**6))
+def test_a_censored_limit_is_never_written_as_a_number(sign, budget):
+    label = f"{sign}{budget}"
+    bound = re.compile(rf"(at or below|above|≤|&gt;) ?{budget}\b")
+    assert bound.search(estimate_words(label))
+    assert bound.search(estimate_symbol(label))
+    text = curve(point=label, lower="<=2", upper=f">{budget + 1}").clause()
+    for found in re.finditer(rf"\b{budget}\b", text):
+        assert re.search(r"(at or below|above) $", text[: found.start()])
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "words"),
+    [
+        ("32", "128", "32 to 128"),
+        ("64", "64", "64 alone"),
+        ("<=16", "128", "128 or less"),
+        ("64", ">512", "64 or more"),
+        ("<=16", ">512", "not limited by the tested budgets on either side"),
+        (">512", ">512", "above 512"),
+        ("<=16", "<=16", "at or below 16"),
+        ("f0.05", "f0.5", "5% to 50%"),
+    ],
+)
+def test_intervals_say_which_side_is_open(lower, upper, words):
+    assert interval_words(lower, upper) == words
+
+
+def test_a_curve_without_estimate_is_a_dash_and_its_labels_are_never_read():
+    gated = curve("too_few", "too_few", "too_few", status="too_few")
+    assert gated.cell() == "–"
+    text = answer_on_task("qa", "n = 5", [gated], 0.9)
+    assert "no transition budget could be determined" in text
+    assert "fewer than 10 independent examples" in text
+
+
+def test_evidence_that_is_none_is_marked_in_cells_and_sentences():
+    assert curve(point_inactive=True).cell() == "64° [32, 128]"
+    assert "little was compressed" in curve(point_inactive=True).clause()
+    assert curve(upper_inactive=True).cell() == "64 [32, 128°]"
+    assert "not compressed" in curve(upper_inactive=True).clause()
+    assert curve(incomplete=True).cell() == "64‡ [32, 128]"
+    assert "no answers" in curve(incomplete=True).clause()
+    assert "†" in curve(unreliable=True).cell()
+    assert "requests of a cell failed" in curve(unreliable=True).clause()
+
+
+def test_the_answer_names_every_method_with_its_interval():
+    curves = [curve(), curve(">512", "256", ">512", method="random")]
+    text = answer_on_task("qa", "n = 160 examples", curves, 0.9)
+    assert "**64 tokens** with snapkv (32 to 128)" in text
+    assert "**above 512 tokens** with random (256 or more)" in text
+    assert "at least 90%" in text
+
+
+def test_many_tasks_are_counted_and_nothing_is_averaged():
+    curves = [
+        curve(task=f"t{index}", point=point) for index, point in enumerate(["64", "256", "<=16", ">512"])
+    ]
+    curves.append(curve("too_few", "too_few", "too_few", task="t9", status="too_few"))
+    text = answer_over_tasks(curves, 0.9)
+    assert "64 to 256 tokens on 2" in text
+    assert "at or below the smallest tested budget on 1" in text
+    assert "above the largest tested budget on 1" in text
+    assert "not to be determined on 1 of 5 tasks (32 to 128)" in text
+
+
+def test_the_uncertainty_of_many_tasks_is_how_far_their_intervals_reach():
+    curves = [curve(task="a"), curve(task="b", lower="<=16", upper=">512")]
+    assert "(not limited by the tested budgets on either side)" in answer_over_tasks(curves, 0.9)
+    assert "(32 or more)" in answer_over_tasks([curve(task="a"), curve(task="b", upper=">512")], 0.9)
+
+
+intervals = st.tuples(st.integers(0, 4), st.integers(0, 4)).map(
+    lambda pair: (GRID[min(pair)], GRID[max(pair)])
+)
+
+
+def budgets_inside(interval):
+    """All budgets an interval admits, on a grid that reaches beyond the tested one."""
+    order = {label: rank for rank, label in enumerate(GRID)}
+    return set(range(order[interval[0]], order[interval[1]] + 1))
+
+
+@given(intervals, intervals)
+def test_a_change_with_length_is_claimed_only_where_intervals_have_nothing_in_common(first, last):
+    pair = (curve("64", *first), curve("64", *last))
+    text = length_sentence({"snapkv": pair}, "short prompts", "long ones")
+    apart = not budgets_inside(first) & budgets_inside(last)
+    assert ("is needed" in text or "is enough" in text) == apart
+    assert ("no change" in text) == (not apart)
+    if apart:
+        assert ("larger" in text) == (max(budgets_inside(first)) < min(budgets_inside(last)))
+
+
+def test_an_open_lower_limit_is_no_evidence_of_growth_even_where_bins_were_tested_differently():
+    pair = (curve("<=16", "<=16", "<=16"), curve("<=32", "<=32", "64"))
+    assert "no change" in length_sentence({"snapkv": pair}, "short prompts", "long ones")
+
+
+def test_how_many_curves_were_looked_at_is_said():
+    assert looked_at(30, 0.95).endswith("each holds 95% on its own; 30 curves were looked at.")
+    assert "1 curve was" in looked_at(1, 0.95)
+
+
+def test_every_status_has_words_and_unknown_ones_are_shown():
+    assert "too low" in status_words("reference_too_weak")
+    assert "without any context" in status_words("context_not_needed")
+    assert status_words("some_new_status") == "some new status"
+
+
+def test_small_words():
+    assert (percent(0.9), percent(0.025), percent(0.955)) == ("90%", "2.5%", "95.5%")
+    assert [join(["a", "b", "c"][:size]) for size in range(4)] == ["", "a", "a and b", "a, b and c"]
+
+
+def cell(budget, ni_p, active=1.0, unreliable=False, gate="ok"):
+    return LosslessCell(str(budget), float(budget), gate, active, unreliable, ni_p, 0.12)
+
+
+def test_lossless_is_the_last_success_from_the_largest_budget_down():
+    cells = [cell(64, 0.001), cell(128, 0.3), cell(256, 0.01), cell(512, 0.02)]
+    assert lossless_budget(cells) == "256"
+
+
+def test_budgets_that_compressed_little_neither_prove_nor_stop():
+    cells = [cell(128, 0.01), cell(256, 0.001, active=0.4), cell(512, None, active=0.0)]
+    assert lossless_budget(cells) == "128"
+    assert lossless_budget(cells[1:]) == "not tested"
+
+
+def test_a_failing_cell_or_gate_is_no_claim_and_gives_the_mde():
+    assert lossless_budget([cell(256, 0.001, unreliable=True)]) == "not demonstrated (MDE 0.12)"
+    assert lossless_budget([cell(256, 0.2)]) == "not demonstrated (MDE 0.12)"
+    assert lossless_budget([cell(256, 0.001, gate="context_not_needed")]) == "not tested"
+    assert lossless_budget([]) == "not tested"
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_a_larger_p_value_never_gives_a_bolder_claim(p_values):
+    def claimed(values):
+        label = lossless_budget([cell(2 ** (4 + rank), value) for rank, value in enumerate(values)])
+        return float(label) if label.isdigit() else float("inf")
+
+    claims = [claimed([min(value + step, 1.0) for value in p_values]) for step in (0.0, 0.02, 0.2)]
+    assert all(first <= second for first, second in pairwise(claims))
