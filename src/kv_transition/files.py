@@ -103,7 +103,8 @@ def read_parquet(path: str | Path) -> pd.DataFrame:
     """Read a table written by :func:`write_parquet`."""
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(path).read().to_pandas()
+    frame: pd.DataFrame = pq.ParquetFile(path).read().to_pandas()
+    return frame
 
 
 def float_round(value: Any, digits: int = 10) -> Any:

@@ -15,8 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from kv_transition import paths
 from kv_transition.budgets import UNCOMPRESSED, budget_label, parse_budget
-from kv_transition.engines.methods import KNOWN_METHODS, canonical_name, resolve_parameters
 from kv_transition.files import canonical_json, sha256_text
+from kv_transition.methods import KNOWN_METHODS, canonical_name, resolve_parameters
 
 #: Methods that take a budget.
 EVICTIONS = [name for name in KNOWN_METHODS if name not in UNCOMPRESSED]
@@ -439,7 +439,7 @@ class Settings(Section):
         keys = {
             "scoring": ("primary",),
             "kv": ("scope", "first_token"),
-            "analysis": ("policy", "tau", "conf"),
+            "analysis": ("policy", "tau", "conf", "min_active_share", "max_infrastructure_failures"),
             "output": ("figure_dpi",),
         }
         chosen = {section: {key: resolved[section][key] for key in names} for section, names in keys.items()}

@@ -10,7 +10,11 @@ from kv_transition.files import sha256_file
 def test_the_cached_hash_is_the_hash(tmp_path: Path) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"one")
-    assert cached_sha256(file, tmp_path / "cache") == cached_sha256(file, tmp_path / "cache") == sha256_file(file)
+    assert (
+        cached_sha256(file, tmp_path / "cache")
+        == cached_sha256(file, tmp_path / "cache")
+        == sha256_file(file)
+    )
 
 
 def test_new_content_of_the_same_size_is_seen(tmp_path: Path) -> None:

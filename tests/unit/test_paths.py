@@ -9,7 +9,9 @@ def test_everything_of_an_experiment_is_in_its_folder() -> None:
     assert paths.run_dir("e1") == Path("results/e1")
     assert paths.processed_dir("longbench__qasper", "e1") == Path("results/e1/data/qasper")
     files = paths.ExperimentPaths("e1")
-    assert files.responses("qasper", "snapkv/256", "000") == "results/e1/responses/qasper/snapkv/256/000.parquet"
+    assert (
+        files.responses("qasper", "snapkv/256", "000") == "results/e1/responses/qasper/snapkv/256/000.parquet"
+    )
     assert files.manifest("{task}") == "results/e1/data/{task}/manifest.json"
 
 
@@ -20,7 +22,10 @@ def test_the_database_is_where_the_configuration_says() -> None:
 
 
 def test_a_response_file_says_whose_it_is() -> None:
-    assert paths.cell_of_response("results/e1/responses/qasper/snapkv/f0.25/000.parquet") == ("snapkv", "f0.25")
+    assert paths.cell_of_response("results/e1/responses/qasper/snapkv/f0.25/000.parquet") == (
+        "snapkv",
+        "f0.25",
+    )
 
 
 def test_shards_sort_by_name() -> None:

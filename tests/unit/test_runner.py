@@ -34,25 +34,44 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def manifest(model: Path) -> Manifest:
     records = [
-        {"input": f"w{i} w3", "context": " ".join(f"w{(i * 7 + k) % 60}" for k in range(40 + 5 * i)), "answers": ["w1"]}
+        {
+            "input": f"w{i} w3",
+            "context": " ".join(f"w{(i * 7 + k) % 60}" for k in range(40 + 5 * i)),
+            "answers": ["w1"],
+        }
         for i in range(6)
     ]
     examples = normalize_records(records, "words", load_counter("model", str(model), "error"))
     return build_manifest(
-        examples, experiment="e1", dataset="d", task="words", tokenizer="own", n_bins=2, n_per_bin=3, selection_seed=0
+        examples,
+        experiment="e1",
+        dataset="d",
+        task="words",
+        tokenizer="own",
+        n_bins=2,
+        n_per_bin=3,
+        selection_seed=0,
     )
 
 
 @pytest.fixture
 def shard(model: Path, manifest: Manifest) -> Shard:
     settings = from_mapping(
-        {"model": {"path": str(model)}, "engine": {"unknown_token_limit": 1}, "decoding": {"max_new_tokens": 6}}
+        {
+            "model": {"path": str(model)},
+            "engine": {"unknown_token_limit": 1},
+            "decoding": {"max_new_tokens": 6},
+        }
     )
     return Shard(manifest, 0, 1, settings.answer_slice("words"), "0" * 64)
 
 
-def run(shard: Shard, folder: Path, cells: list = CELLS, make_engine: Any = build_engine, **limits: Any) -> int:
-    outputs = {cell: folder / "out" / cell[0] / cell[1] / f"{shard.index}-{shard.count}.parquet" for cell in cells}
+def run(
+    shard: Shard, folder: Path, cells: list = CELLS, make_engine: Any = build_engine, **limits: Any
+) -> int:
+    outputs = {
+        cell: folder / "out" / cell[0] / cell[1] / f"{shard.index}-{shard.count}.parquet" for cell in cells
+    }
     return infer_shard(shard, outputs, {**RUN, "journal_dir": str(folder / "journal"), **limits}, make_engine)
 
 
@@ -136,17 +155,27 @@ def test_what_determines_an_answer_is_in_its_key(
 ) -> None:
     run(shard, tmp_path)
     other = from_mapping(
-        {"model": {"path": str(model)}, "engine": {"unknown_token_limit": 1}, "decoding": {"max_new_tokens": 6}}
+        {
+            "model": {"path": str(model)},
+            "engine": {"unknown_token_limit": 1},
+            "decoding": {"max_new_tokens": 6},
+        }
         | {section: {**({"max_new_tokens": 6} if section == "decoding" else {}), **change}}
     )
     computed = run(replace(shard, answer=other.answer_slice("words")), tmp_path)
     assert computed == (2 * 6 if change == {"window": 4} else 6 * REQUESTS)
 
 
-def test_the_guard_and_the_number_of_replicates_are_not_part_of_the_key(shard: Shard, tmp_path: Path, model: Path) -> None:
+def test_the_guard_and_the_number_of_replicates_are_not_part_of_the_key(
+    shard: Shard, tmp_path: Path, model: Path
+) -> None:
     run(shard, tmp_path)
     more = from_mapping(
-        {"model": {"path": str(model)}, "engine": {"unknown_token_limit": 0.9}, "kv": {"random_replicates": 4}}
+        {
+            "model": {"path": str(model)},
+            "engine": {"unknown_token_limit": 0.9},
+            "kv": {"random_replicates": 4},
+        }
         | {"decoding": {"max_new_tokens": 6}}
     )
     assert run(replace(shard, answer=more.answer_slice("words")), tmp_path) == 6
@@ -164,7 +193,9 @@ class Failing(BaseEngine):
         return self.engine.generate(prompt, cell, decoding, example_id)
 
 
-def test_more_failures_than_allowed_fail_the_shard_and_lose_no_good_answer(shard: Shard, tmp_path: Path) -> None:
+def test_more_failures_than_allowed_fail_the_shard_and_lose_no_good_answer(
+    shard: Shard, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"snapkv 16: 6 of 6 requests failed.*run\.max_failure_rate.*on fire"):
         run(shard, tmp_path, make_engine=lambda answer: Failing(answer, {"snapkv"}))
     assert not list(tmp_path.glob("out/**/*.parquet"))

@@ -1,0 +1,64 @@
+# The two that matter: `make report` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help report test check lint format config dag setup setup-full bench clean
+
+help: ## Say what each target does
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+report: setup ## Run the default experiment: results/report.md
+	$(BIN)/snakemake --cores all results/report.md
+	@echo "The report is results/report.md"
+
+test: setup ## Pass all tests
+	$(BIN)/python -m pytest
+
+check: setup-full lint ## Everything CI runs
+	$(BIN)/python -m pytest
+
+lint: setup-dev ## Format, lint and type checks
+	$(BIN)/ruff format --check src scripts tests benchmarks
+	$(BIN)/ruff check src scripts tests benchmarks
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/mypy
+
+format: setup-dev ## Format the code
+	$(BIN)/ruff format src scripts tests benchmarks
+	$(BIN)/ruff check --fix src scripts tests benchmarks
+	$(BIN)/snakefmt Snakefile rules
+
+config: setup ## Write config/default.yaml and config/schema.json from src/kv_transition/schema.py
+	$(BIN)/python -m kv_transition.config_files
+
+dag: setup ## Draw the rule graph into docs/dag.md
+	@{ printf '# The rule graph\n\nMade by `make dag`.\n\n```mermaid\n'; \
+	   $(BIN)/snakemake --rulegraph mermaid-js --forceall results/report.md 2>/dev/null | sed '/^---$$/,/^---$$/d'; \
+	   printf '```\n'; } > docs/dag.md
+
+bench: setup ## Measure the engine: the whole grid against one full-cache run
+	$(BIN)/python benchmarks/sweep_cost.py
+
+setup: $(VENV)/.base ## Make .venv with what the workflow and its tests need (no torch)
+setup-dev: $(VENV)/.dev
+setup-full: $(VENV)/.full ## Add what the marked test groups need (torch, kvpress)
+
+$(VENV)/.base: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e '.[test]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(INSTALL) -e '.[test,dev]'
+	@touch $@
+
+$(VENV)/.full: $(VENV)/.dev
+	$(INSTALL) -e '.[test,dev,kvpress]'
+	@touch $@
+
+clean: ## Remove results, not the journal
+	rm -rf results .snakemake

@@ -1,0 +1,61 @@
+"""
+What every rule file shares: the settings, the paths and the hash of a rule's code.
+
+The configuration is validated here, before the DAG is built; `config` is replaced by its resolved form.
+"""
+
+import fcntl
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from kv_transition import content_hash, paths, preflight
+from kv_transition import settings as configuration
+from kv_transition.code_version import code_version as hash_code
+from kv_transition.errors import UserError
+
+try:
+    settings = configuration.from_mapping(config)
+    preflight.check_inputs(settings)
+except UserError as error:
+    raise WorkflowError(f"error: {error}") from None
+
+config.clear()
+config.update(settings.resolved())
+
+TASKS = settings.dataset.tasks
+SHARDS = paths.shard_names(settings.run.shards)
+CELLS = settings.cells
+FILES = settings.files
+library = Path(content_hash.__file__).parent
+
+
+wildcard_constraints:
+    task="|".join(re.escape(task) for task in TASKS),
+    shard=r"\d{3}",
+
+
+def code_version(rule, *modules):
+    """Hash of a rule's script and modules without comments: editing a comment or touching a file reruns nothing."""
+    return hash_code(workflow.source_path(f"../scripts/{rule}.py"), modules)
+
+
+def leaf_sha256(path):
+    """Content hash of a tracked or downloaded file; such files are `ancient` inputs and their hash is a parameter."""
+    return content_hash.cached_sha256(path, settings.run.cache_dir)
+
+
+MODEL_FILES = content_hash.model_files(settings.model.path)
+MODEL_SHA256 = content_hash.model_sha256(settings.model.path, settings.run.cache_dir)
+
+
+def lock_experiment(experiment):
+    """Refuse a second run of the same experiment. The kernel drops the lock when this process dies, however it dies."""
+    global experiment_lock
+    experiment_lock = open(f".snakemake/{experiment}.flock", "a")
+    try:
+        fcntl.flock(experiment_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise WorkflowError(
+            f"error: experiment {experiment} is being run by another snakemake in this folder; wait for it to end"
+        ) from None

@@ -1,0 +1,94 @@
+"""
+REQUIRED INPUTS: a task's records in LongBench's format.
+OUTPUTS: results/<id>/data/<task>/examples.parquet, results/<id>/data/<task>/manifest.json
+"""
+
+
+def records_of_task(wildcards):
+    """Where a task's records are; a file that no rule makes is a leaf, so its age does not count."""
+    if settings.dataset.kind == "synthetic":
+        return FILES.synthetic_records(wildcards.task)
+    if settings.dataset.kind == "hub":
+        return paths.raw_records(wildcards.task)
+    return ancient(preflight.record_file(settings, wildcards.task))
+
+
+def records_sha256(wildcards):
+    """Content hash of a leaf file of records; records made by a rule are tracked by Snakemake."""
+    if settings.dataset.kind in {"synthetic", "hub"}:
+        return None
+    return leaf_sha256(preflight.record_file(settings, wildcards.task))
+
+
+rule normalize_task:
+    """Canonical examples of a task, with the token count of each finished prompt."""
+    input:
+        records=records_of_task,
+        tokenizer=ancient(MODEL_FILES),
+    output:
+        examples=FILES.examples("{task}"),
+    log:
+        FILES.log("normalize_task", "{task}"),
+    params:
+        records_sha256=records_sha256,
+        tokenizer=settings.tokenizer.model_dump(mode="json"),
+        model=settings.model.path,
+        model_sha256=MODEL_SHA256,
+        code=code_version(
+            "normalize_task",
+            "data/longbench_loader",
+            "data/normalize",
+            "data/prompts",
+            "data/tokenizer",
+        ),
+    script:
+        "../scripts/normalize_task.py"
+
+
+if settings.dataset.kind == "manifest":
+
+    rule build_manifest:
+        """Start from the manifest of an earlier experiment."""
+        input:
+            manifest=records_of_task,
+        output:
+            manifest=FILES.manifest("{task}"),
+        log:
+            FILES.log("build_manifest", "{task}"),
+        params:
+            experiment=settings.experiment.id,
+            dataset=settings.dataset.name,
+            records_sha256=records_sha256,
+            code=code_version("adopt_manifest", "data/manifest"),
+        script:
+            "../scripts/adopt_manifest.py"
+
+else:
+
+    rule build_manifest:
+        """Length bins of a task and the examples chosen in each."""
+        input:
+            examples=FILES.examples("{task}"),
+        output:
+            manifest=FILES.manifest("{task}"),
+        log:
+            FILES.log("build_manifest", "{task}"),
+        params:
+            experiment=settings.experiment.id,
+            dataset=settings.dataset.name,
+            limits={
+                "min_tokens": settings.dataset.min_tokens,
+                "max_tokens": settings.dataset.max_tokens,
+            },
+            binning=settings.binning.model_dump(mode="json"),
+            code=code_version(
+                "build_manifest", "data/binning", "data/manifest", "data/normalize"
+            ),
+        script:
+            "../scripts/build_manifest.py"
+
+
+rule all_manifests:
+    """Target: every task's manifest (command `prepare`)."""
+    input:
+        expand(FILES.manifest("{task}"), task=TASKS),

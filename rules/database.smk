@@ -1,0 +1,28 @@
+"""
+REQUIRED INPUTS: manifests, responses, scores and analysis tables.
+OUTPUTS: results/<id>/kv_transition.sqlite
+"""
+
+
+rule assemble_database:
+    """Everything in one SQLite file, rebuilt whole, checked, then moved into place."""
+    input:
+        **{table: FILES.analysis(table) for table in TABLES},
+        manifests=MANIFESTS,
+        responses=expand(
+            FILES.responses("{task}", "{cell}", "{shard}"),
+            task=TASKS,
+            cell=CELLS,
+            shard=SHARDS,
+        ),
+        scores=SCORES,
+    output:
+        database=paths.db_path(settings.experiment.id, settings.db.path),
+    log:
+        FILES.log("assemble_database"),
+    params:
+        settings=settings.resolved(),
+        model_sha256=MODEL_SHA256,
+        code=code_version("assemble_database", "db", "data/manifest"),
+    script:
+        "../scripts/assemble_database.py"

@@ -1,0 +1,28 @@
+"""
+REQUIRED INPUTS: a task's manifest and all its responses.
+OUTPUTS: results/<id>/scores/<task>.parquet
+"""
+
+
+rule score_task:
+    """Scores and failure labels for every run of a task; fails unless its ids are the manifest's, each once."""
+    input:
+        manifest=FILES.manifest("{task}"),
+        responses=expand(
+            FILES.responses("{{task}}", "{cell}", "{shard}"), cell=CELLS, shard=SHARDS
+        ),
+    output:
+        scores=FILES.scores("{task}"),
+    log:
+        FILES.log("score_task", "{task}"),
+    params:
+        scoring=settings.scoring.model_dump(mode="json"),
+        code=code_version("score_task", "eval", "data/manifest"),
+    script:
+        "../scripts/score_task.py"
+
+
+rule all_scores:
+    """Target: every score (command `score`)."""
+    input:
+        expand(FILES.scores("{task}"), task=TASKS),

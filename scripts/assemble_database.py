@@ -1,0 +1,18 @@
+"""Assemble the database: every table of the experiment in, one SQLite file out."""
+
+from kv_transition.db.assemble import assemble
+from kv_transition.report.provenance import collect
+from kv_transition.run.script import job
+
+with job(snakemake) as j:
+    assemble(
+        db_path=j.output.database,
+        settings=j.params.settings,
+        provenance=collect(j.params.settings, {"model_sha256": j.params.model_sha256}),
+        manifests=list(j.input.manifests),
+        responses=list(j.input.responses),
+        scores=list(j.input.scores),
+        bin_stats=j.input.bin_stats,
+        retention=j.input.retention,
+        transition=j.input.transition,
+    )

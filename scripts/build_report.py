@@ -1,0 +1,23 @@
+"""Build the report: manifests, scores, analysis tables and figures in, report.md out."""
+
+from kv_transition.data.manifest import read_manifest
+from kv_transition.report.build import build_report, drawn_figures
+from kv_transition.report.provenance import collect
+from kv_transition.run.script import job
+
+with job(snakemake) as j:
+    facts = {
+        "model_sha256": j.params.model_sha256,
+        "tokenizer": read_manifest(j.input.manifests[0]).tokenizer,
+    }
+    build_report(
+        settings=j.params.settings,
+        provenance=collect(j.params.settings, facts),
+        manifests=list(j.input.manifests),
+        scores=list(j.input.scores),
+        bin_stats=j.input.bin_stats,
+        retention=j.input.retention,
+        transition=j.input.transition,
+        figures=drawn_figures(list(j.input.figures)),
+        out=j.output.report,
+    )

@@ -1,0 +1,7 @@
+"""Table transition: scores and manifests of all tasks in, one row per cell out."""
+
+from kv_transition.analysis.transition import write_transition
+from kv_transition.run.script import job
+
+with job(snakemake) as j:
+    write_transition(list(j.input.scores), list(j.input.manifests), j.params.analysis, j.output.table)
