@@ -5,6 +5,8 @@ The configuration is validated here, before the DAG is built; `config` is replac
 """
 
 import fcntl
+import os
+import re
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError

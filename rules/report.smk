@@ -3,6 +3,13 @@ REQUIRED INPUTS: manifests, scores, analysis tables and figures.
 OUTPUTS: results/<id>/report.md, results/report.md (the one asked for last)
 """
 
+#: The experiment's own configuration files, named in the report's command that makes it again.
+CONFIGFILES = [
+    os.path.relpath(file)
+    for file in workflow.configfiles
+    if os.path.relpath(file) != str(paths.DEFAULT_CONFIG)
+]
+
 
 rule build_report:
     """The written report of the experiment."""
@@ -18,9 +25,8 @@ rule build_report:
     params:
         settings=settings.resolved(),
         model_sha256=MODEL_SHA256,
-        code=code_version(
-            "build_report", "report", "analysis/figures", "methods"
-        ),
+        configfile=" ".join(CONFIGFILES) or None,
+        code=code_version("build_report", "report", "analysis/figures", "methods"),
     script:
         "../scripts/build_report.py"
 

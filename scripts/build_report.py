@@ -9,6 +9,7 @@ with job(snakemake) as j:
     facts = {
         "model_sha256": j.params.model_sha256,
         "tokenizer": read_manifest(j.input.manifests[0]).tokenizer,
+        "configfile": j.params.configfile,
     }
     build_report(
         settings=j.params.settings,

@@ -31,20 +31,20 @@ MAX_NAMED_TASKS = 3
 
 
 def answer(study: Study) -> str:
-    """One paragraph: where each method breaks, how that moves with length, and how sure it is."""
+    """A paragraph per task: where each method breaks, how that moves with length, and how sure it is."""
     tau = study.taus[0]
     pooled = {task: study.pooled_curves(task, tau) for task in study.tasks}
     if len(study.tasks) <= MAX_NAMED_TASKS:
-        sentences = []
+        paragraphs = []
         for task in study.tasks:
             named = [_named(curve) for curve in pooled[task]]
-            sentences.append(answer_on_task(name_text(task), reference_words(study, task), named, tau))
-            sentences.extend(length_findings(study, task, tau))
+            sentences = [answer_on_task(name_text(task), reference_words(study, task), named, tau)]
+            paragraphs.append(" ".join([*sentences, *length_findings(study, task, tau)]))
     else:
         every = [_named(curve) for task in study.tasks for curve in pooled[task]]
-        sentences = [answer_over_tasks(every, tau)] if every else []
+        paragraphs = [answer_over_tasks(every, tau)] if every else []
     curves = sum(len(study.curves(task, tau)) for task in study.tasks)
-    return " ".join([*sentences, looked_at(curves, study.conf)])
+    return "\n\n".join([*paragraphs, looked_at(curves, study.conf)])
 
 
 def _named(curve: Curve) -> Curve:

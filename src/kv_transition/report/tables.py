@@ -33,10 +33,14 @@ def with_interval(value: object, low: object, high: object) -> str:
     """A number and its interval for a table cell; a dash where there is none."""
     if not finite(value):
         return "–"
-    number = f"{float(value):.2f}"  # type: ignore[arg-type]
     if not (finite(low) and finite(high)):
-        return number
-    return f"{number} [{float(low):.2f}, {float(high):.2f}]"  # type: ignore[arg-type]
+        return _two_places(value)
+    return f"{_two_places(value)} [{_two_places(low)}, {_two_places(high)}]"
+
+
+def _two_places(value: object) -> str:
+    """Rounded to two places; what rounds to zero has no sign."""
+    return f"{round(float(value), 2) + 0.0:.2f}"  # type: ignore[arg-type]
 
 
 def transition_table(study: Study, task: str, tau: float) -> str:
