@@ -33,7 +33,7 @@ rule make_synthetic:
 
 
 rule train_tiny_reader:
-    """Train the tiny reader from scratch (torch, about 20 minutes on 2 cores); not part of `all`."""
+    """Train the tiny reader from scratch (torch, about 12 minutes on 2 quiet cores); not part of `all`."""
     output:
         folder=directory("results/tiny-reader"),
     log:

@@ -32,9 +32,9 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.add_argument(
-            "-c", "--config", default=str(DEFAULT_CONFIG), metavar="FILE", help="experiment's YAML file"
+            "-c", "--configfile", default=str(DEFAULT_CONFIG), metavar="FILE", help="experiment's YAML file"
         )
         command.add_argument(
             "--override", action="append", default=[], metavar="a.b=v", help="change one key; may be repeated"
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and known.command not in STAGES:
         parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        resolved = load_settings(known.config, known.override)
+        resolved = load_settings(known.configfile, known.override)
         if known.command == "resolve":
             sys.stdout.write(_yaml(resolved))
             return 0
@@ -66,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     if known.command == "validate":
-        sys.stdout.write(_yaml(resolved) if known.print_config else f"{known.config}: valid\n")
+        sys.stdout.write(_yaml(resolved) if known.print_config else f"{known.configfile}: valid\n")
         return 0
-    return _build(STAGES[known.command][0], known.config, known.override, rest)
+    return _build(STAGES[known.command][0], known.configfile, known.override, rest)
 
 
 def _yaml(resolved: object) -> str:

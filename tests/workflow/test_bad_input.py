@@ -32,7 +32,7 @@ MISTAKES = {
     "a model folder without weights": ({"model": {"path": "empty"}}, "", "empty holds no weights"),
     "a missing task file": ({"dataset": LOCAL["dataset"] | {"tasks": ["Mine"]}}, lines(RECORD), "Mine"),
     "a broken line": (LOCAL, lines(RECORD, '{"_id": "2", '), "mine.jsonl, line 2"),
-    "doubled ids": (LOCAL, lines(RECORD, RECORD), "line 2"),
+    "doubled ids": (LOCAL, lines(RECORD, RECORD), "mine.jsonl: lines 1 and 2 have the same _id"),
     "no examples left": (
         {"dataset": LOCAL["dataset"] | {"min_tokens": 9000}},
         lines(RECORD),

@@ -116,7 +116,9 @@ class Journal:
     @staticmethod
     def _line(row: Mapping[str, Any]) -> bytes:
         rest = canonical_json({name: value for name, value in row.items() if name != "key"})
-        return LINE_START + str(row["key"]).encode() + b'",' + rest[1:].encode("utf-8", "surrogatepass") + b"\n"
+        return (
+            LINE_START + str(row["key"]).encode() + b'",' + rest[1:].encode("utf-8", "surrogatepass") + b"\n"
+        )
 
     def _open(self) -> int:
         if self._file is None:

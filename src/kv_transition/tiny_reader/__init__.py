@@ -1,0 +1,1 @@
+"""The small reading model that the default experiment runs, and how it was trained."""

@@ -1,0 +1,38 @@
+"""The pins agree wherever they stand."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+
+def pins(lines: list[str]) -> dict[str, str]:
+    return {
+        name.lower(): version
+        for name, version in re.findall(r"^([\w.-]+)==([\w.]+)", "\n".join(lines), re.MULTILINE)
+    }
+
+
+def test_the_conda_environment_has_the_pins_of_the_constraints(root: Path) -> None:
+    constraints = pins((root / "constraints.txt").read_text().splitlines())
+    environment = yaml.safe_load((root / "envs/kv-transition.yaml").read_text())
+    conda = pins(next(part["pip"] for part in environment["dependencies"] if isinstance(part, dict)))
+    assert conda
+    assert conda == {name: constraints[name] for name in conda}
+
+
+def test_every_dependency_is_pinned(root: Path) -> None:
+    constraints = pins((root / "constraints.txt").read_text().splitlines())
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    names = {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in wanted}  # type: ignore[index]
+    assert {name.replace("_", "-") for name in names} <= {name.replace("_", "-") for name in constraints}
+    conda = (root / "envs/kv-transition.yaml").read_text()
+    base = {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in project["dependencies"]}  # type: ignore[index]
+    assert all(f"- {name}==" in conda for name in base)
+
+
+def test_torch_is_the_one_build_that_installs_without_gpu_packages(root: Path) -> None:
+    assert "torch==2.13.0\n" in (root / "constraints.txt").read_text()
+    assert pins((root / "constraints.txt").read_text().splitlines())["pandas"] < "3"
