@@ -182,7 +182,7 @@ class KV(Section):
         "The whole cache (full) always runs.",
     )
     budgets: list[int | float] = Field(
-        [16, 32, 64, 128, 256, 512],
+        [16, 32, 64, 96, 128, 192, 256, 384, 512],
         min_length=1,
         description="KV budgets: whole numbers from 2 up are prompt tokens kept per layer and KV head, numbers between "
         "0 and 1 are the share kept; one kind per experiment.",
@@ -251,7 +251,7 @@ class KV(Section):
 
 
 class DecodingSettings(Section):
-    max_new_tokens: int = Field(32, ge=1, description="Longest answer, in tokens.")
+    max_new_tokens: int = Field(16, ge=1, description="Longest answer, in tokens.")
     max_new_tokens_by_task: dict[str, int] = Field(
         {}, description="Longest answer of single tasks, in tokens, e.g. {multi_news: 512}."
     )

@@ -25,7 +25,8 @@ def test_the_conda_environment_has_the_pins_of_the_constraints(root: Path) -> No
 def test_every_dependency_is_pinned(root: Path) -> None:
     constraints = pins((root / "constraints.txt").read_text().splitlines())
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    wanted = [requirement for group in groups for requirement in group]
     names = {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in wanted}  # type: ignore[index]
     assert {name.replace("_", "-") for name in names} <= {name.replace("_", "-") for name in constraints}
     conda = (root / "envs/kv-transition.yaml").read_text()

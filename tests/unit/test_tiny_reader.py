@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 
 import pytest
 
-from conftest import missing
 from kv_transition.data.prompts import build_prompt
 from kv_transition.data.synthetic import TASKS, VOCABULARY, make_records
 from kv_transition.data.tokenizer import ModelTokenizer
@@ -135,13 +133,7 @@ def test_transformers_gives_the_same_text_and_the_same_tokens(folder, engine):
         assert text == engine.generate(prompt, Cell("full"), DECODING, record["_id"]).text
 
 
-@pytest.fixture
-def torch_installed() -> None:
-    if importlib.util.find_spec("torch") is None:
-        missing("torch is not installed (make setup-full)")
-
-
-@pytest.mark.usefixtures("torch_installed")
+@pytest.mark.kvpress
 def test_packed_questions_get_the_logits_they_would_get_alone():
     import random
 
@@ -166,7 +158,7 @@ def test_packed_questions_get_the_logits_they_would_get_alone():
     assert torch.allclose(together, alone, atol=1e-4)
 
 
-@pytest.mark.usefixtures("torch_installed")
+@pytest.mark.kvpress
 def test_a_short_training_learns_and_writes_a_folder_the_engine_can_load(tmp_path, monkeypatch):
     from kv_transition.tiny_reader import training
 

@@ -87,6 +87,7 @@ copying.
 ## Limits
 
 - It knows 339 words. Ordinary text is mostly unknown to it; engines refuse such prompts.
+- It was trained on prompts of up to 1,060 tokens. Longer ones run (32,768 positions) and mean little.
 - Its keys are ruled by biases, those of the first layer wholly. The norm of a key says little then, and eviction by key
   norm (knorm) does hardly better than random eviction: a property of this toy, not of the method.
 - Names, attributes and phrases are fixed lists, a person has one fact and a value word stands once in a document.

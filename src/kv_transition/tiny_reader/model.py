@@ -28,7 +28,8 @@ class ReaderConfig:
     num_key_value_heads: int = 2
     rope_theta: float = 5e5
     rms_norm_eps: float = 1e-5
-    max_position_embeddings: int = 2048
+    #: Far beyond what it was trained on: rotary positions have no table, and a longer prompt is the user's business.
+    max_position_embeddings: int = 32768
 
     @property
     def head_dim(self) -> int:
