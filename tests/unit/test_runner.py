@@ -10,12 +10,13 @@ import pytest
 from random_models import write_random_llama
 
 from kv_transition.data.manifest import Manifest, build_manifest
-from kv_transition.data.normalize import normalize_records
+from kv_transition.data.normalize import Example, normalize_records
 from kv_transition.data.tokenizer import load_counter
 from kv_transition.engines.base import BaseEngine, EngineResult
 from kv_transition.engines.endpoints import build_engine
 from kv_transition.errors import UserError
 from kv_transition.files import read_parquet
+from kv_transition.run.requests import requests_of_example
 from kv_transition.run.runner import Shard, infer_shard
 from kv_transition.settings import from_mapping
 
@@ -164,6 +165,20 @@ def test_what_determines_an_answer_is_in_its_key(
     )
     computed = run(replace(shard, answer=other.answer_slice("words")), tmp_path)
     assert computed == (2 * 6 if change == {"window": 4} else 6 * REQUESTS)
+
+
+def test_the_same_words_cut_elsewhere_into_context_and_question_are_another_prompt(shard: Shard) -> None:
+    """Both parts are tokenised for themselves, and scope `context` compresses the first."""
+    one, other = (
+        Example("e", question, context, ["w1"], {}, "c")
+        for question, context in (("w3", "w1\n\nw2"), ("w2\n\nw3", "w1"))
+    )
+    keys = [
+        requests_of_example("words", example, [("full", "full")], shard.answer, "0" * 64)
+        for example in (one, other)
+    ]
+    assert keys[0].prompt.messages == keys[1].prompt.messages
+    assert keys[0].requests[0].key != keys[1].requests[0].key
 
 
 def test_the_guard_and_the_number_of_replicates_are_not_part_of_the_key(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kv_transition.budgets import budget_from_label
@@ -60,12 +60,14 @@ def request_id(run: str, example_id: str, replicate: int) -> str:
     return sha256_text(f"{run}|{example_id}|{replicate}")[:32]
 
 
-def answer_key(prompt: str, cell: Cell, example_id: str, answer: Mapping[str, Any], model_sha256: str) -> str:
+def answer_key(
+    prompt: Mapping[str, Any], cell: Cell, example_id: str, answer: Mapping[str, Any], model_sha256: str
+) -> str:
     """Hash of everything that determines an answer, and of nothing else.
 
     Parameters
     ----------
-    prompt : hash of the messages.
+    prompt : hash of the messages, and where in them the context ends (both parts are tokenised for themselves).
     answer : the settings' answer slice (engine, kv, decoding).
     model_sha256 : hash of weights, configuration, tokenizer and chat template.
     """
@@ -103,13 +105,13 @@ def requests_of_example(
     example_id = example.example_id
     prompt = build_prompt(task, example.question, example.context)
     bare = build_prompt(task, example.question, "")
-    hashes = {True: prompt_hash(bare), False: prompt_hash(prompt)}
+    asked = [{"messages": prompt_hash(p), "context_end": p.context_end} for p in (prompt, bare)]
     seeds = int(answer["kv"]["methods"]["random"]["seeds"])
     requests = []
     for method, budget in cells:
-        hashed = hashes[method == "no_context"]
+        own = asked[method == "no_context"]
         for replicate in range(seeds if method == "random" else 1):
-            draft = Request(example_id, method, budget, replicate, hashed, "")
-            key = answer_key(hashed, draft.cell, example_id, answer, model_sha256)
-            requests.append(Request(example_id, method, budget, replicate, hashed, key))
+            draft = Request(example_id, method, budget, replicate, str(own["messages"]), "")
+            key = answer_key(own, draft.cell, example_id, answer, model_sha256)
+            requests.append(replace(draft, key=key))
     return ExampleRequests(example_id, prompt, bare, tuple(requests))
