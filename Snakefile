@@ -31,4 +31,4 @@ rule all:
 
 
 onstart:
-    lock_experiment(settings.experiment.id)
+    lock_experiment(settings.experiment.id, workflow.dag_settings.targets)

@@ -6,12 +6,6 @@ OUTPUTS: results/<id>/analysis/{bin_stats,retention,transition}.parquet, results
 SCORES = expand(FILES.scores("{task}"), task=TASKS)
 MANIFESTS = expand(FILES.manifest("{task}"), task=TASKS)
 TABLES = ["bin_stats", "retention", "transition"]
-#: Everything in analysis/ that makes tables; the figures have a hash of their own.
-ANALYSIS_MODULES = sorted(
-    f"analysis/{file.stem}"
-    for file in library.glob("analysis/*.py")
-    if file.stem not in {"plots", "__init__"}
-)
 PLOTS = ["score_vs_budget", "heatmap", "transition_vs_length"]
 
 
@@ -26,7 +20,7 @@ rule bin_stats:
         FILES.log("bin_stats"),
     params:
         analysis=settings.table_slice("bin_stats"),
-        code=code_version("bin_stats", *ANALYSIS_MODULES),
+        code=code_version("bin_stats"),
     script:
         "../scripts/bin_stats.py"
 
@@ -42,7 +36,7 @@ rule retention:
         FILES.log("retention"),
     params:
         analysis=settings.table_slice("retention"),
-        code=code_version("retention", *ANALYSIS_MODULES),
+        code=code_version("retention"),
     script:
         "../scripts/retention.py"
 
@@ -58,7 +52,7 @@ rule transition:
         FILES.log("transition"),
     params:
         analysis=settings.table_slice("transition"),
-        code=code_version("transition", *ANALYSIS_MODULES),
+        code=code_version("transition"),
     script:
         "../scripts/transition.py"
 
@@ -78,7 +72,7 @@ rule plot_figures:
         FILES.log("plot_figures", "{task}"),
     params:
         figure=lambda wildcards: settings.figure_slice(wildcards.task),
-        code=code_version("plot_figures", "analysis/figures"),
+        code=code_version("plot_figures"),
     script:
         "../scripts/plot_figures.py"
 

@@ -7,7 +7,6 @@ The configuration is validated here, before the DAG is built; `config` is replac
 import fcntl
 import os
 import re
-from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
@@ -29,7 +28,6 @@ TASKS = settings.dataset.tasks
 SHARDS = paths.shard_names(settings.run.shards)
 CELLS = settings.cells
 FILES = settings.files
-library = Path(content_hash.__file__).parent
 
 
 wildcard_constraints:
@@ -37,9 +35,9 @@ wildcard_constraints:
     shard=r"\d{3}",
 
 
-def code_version(rule, *modules):
-    """Hash of a rule's script and modules without comments: editing a comment or touching a file reruns nothing."""
-    return hash_code(workflow.source_path(f"../scripts/{rule}.py"), modules)
+def code_version(rule):
+    """Hash of a rule's script and of all it imports: editing a comment or touching a file reruns nothing."""
+    return hash_code(f"{workflow.basedir}/scripts/{rule}.py")
 
 
 def leaf_sha256(path):
@@ -51,8 +49,10 @@ MODEL_FILES = content_hash.model_files(settings.model.path)
 MODEL_SHA256 = content_hash.model_sha256(settings.model.path, settings.run.cache_dir)
 
 
-def lock_experiment(experiment):
+def lock_experiment(experiment, targets):
     """Refuse a second run of the same experiment. The kernel drops the lock when this process dies, however it dies."""
+    if set(targets) == {"train_tiny_reader"}:
+        return  # touches no experiment
     global experiment_lock
     experiment_lock = open(f".snakemake/{experiment}.flock", "a")
     try:

@@ -9,7 +9,9 @@ def records_of_task(wildcards):
     if settings.dataset.kind == "synthetic":
         return FILES.synthetic_records(wildcards.task)
     if settings.dataset.kind == "hub":
-        return paths.raw_records(wildcards.task)
+        return paths.raw_records(
+            wildcards.task, settings.dataset.hub_id, settings.dataset.revision
+        )
     return ancient(preflight.record_file(settings, wildcards.task))
 
 
@@ -34,13 +36,7 @@ rule normalize_task:
         tokenizer=settings.tokenizer.model_dump(mode="json"),
         model=settings.model.path,
         model_sha256=MODEL_SHA256,
-        code=code_version(
-            "normalize_task",
-            "data/longbench_loader",
-            "data/normalize",
-            "data/prompts",
-            "data/tokenizer",
-        ),
+        code=code_version("normalize_task"),
     script:
         "../scripts/normalize_task.py"
 
@@ -59,7 +55,7 @@ if settings.dataset.kind == "manifest":
             experiment=settings.experiment.id,
             dataset=settings.dataset.name,
             records_sha256=records_sha256,
-            code=code_version("adopt_manifest", "data/manifest"),
+            code=code_version("adopt_manifest"),
         script:
             "../scripts/adopt_manifest.py"
 
@@ -81,9 +77,7 @@ else:
                 "max_tokens": settings.dataset.max_tokens,
             },
             binning=settings.binning.model_dump(mode="json"),
-            code=code_version(
-                "build_manifest", "data/binning", "data/manifest", "data/normalize"
-            ),
+            code=code_version("build_manifest"),
         script:
             "../scripts/build_manifest.py"
 

@@ -23,6 +23,6 @@ rule assemble_database:
     params:
         settings=settings.resolved(),
         model_sha256=MODEL_SHA256,
-        code=code_version("assemble_database", "db", "data/manifest"),
+        code=code_version("assemble_database"),
     script:
         "../scripts/assemble_database.py"

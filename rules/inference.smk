@@ -20,16 +20,8 @@ rule infer_sweep:
     params:
         answer=lambda wildcards: settings.answer_slice(wildcards.task),
         model_sha256=MODEL_SHA256,
-        replicates=settings.kv.random_replicates,
         shards=settings.run.shards,
-        code=code_version(
-            "infer_sweep",
-            "engines",
-            "run",
-            "methods",
-            "data/prompts",
-            "data/tokenizer",
-        ),
+        code=code_version("infer_sweep"),
     script:
         "../scripts/infer_sweep.py"
 

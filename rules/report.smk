@@ -1,14 +1,20 @@
 """
 REQUIRED INPUTS: manifests, scores, analysis tables and figures.
-OUTPUTS: results/<id>/report.md, results/report.md (the one asked for last)
+OUTPUTS: results/<id>/config.yaml, results/<id>/report.md, results/report.md (the one asked for last)
 """
 
-#: The experiment's own configuration files, named in the report's command that makes it again.
-CONFIGFILES = [
-    os.path.relpath(file)
-    for file in workflow.configfiles
-    if os.path.relpath(file) != str(paths.DEFAULT_CONFIG)
-]
+
+rule save_config:
+    """The resolved configuration beside the results: with it the experiment can be made again."""
+    output:
+        config=FILES.config(),
+    log:
+        FILES.log("save_config"),
+    params:
+        settings=settings.resolved(),
+        code=code_version("save_config"),
+    script:
+        "../scripts/save_config.py"
 
 
 rule build_report:
@@ -25,8 +31,7 @@ rule build_report:
     params:
         settings=settings.resolved(),
         model_sha256=MODEL_SHA256,
-        configfile=" ".join(CONFIGFILES) or None,
-        code=code_version("build_report", "report", "analysis/figures", "methods"),
+        code=code_version("build_report"),
     script:
         "../scripts/build_report.py"
 
@@ -42,7 +47,7 @@ rule copy_report:
         FILES.log("copy_report"),
     params:
         experiment=settings.experiment.id,
-        code=code_version("copy_report", "report/build"),
+        code=code_version("copy_report"),
     script:
         "../scripts/copy_report.py"
 

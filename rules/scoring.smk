@@ -17,7 +17,7 @@ rule score_task:
         FILES.log("score_task", "{task}"),
     params:
         scoring=settings.scoring.model_dump(mode="json"),
-        code=code_version("score_task", "eval", "data/manifest"),
+        code=code_version("score_task"),
     script:
         "../scripts/score_task.py"
 

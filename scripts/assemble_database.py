@@ -1,13 +1,13 @@
 """Assemble the database: every table of the experiment in, one SQLite file out."""
 
 from kv_transition.db.assemble import assemble
-from kv_transition.report.provenance import collect
+from kv_transition.report.provenance import cleaned, collect
 from kv_transition.run.script import job
 
 with job(snakemake) as j:
     assemble(
         db_path=j.output.database,
-        settings=j.params.settings,
+        settings=cleaned(j.params.settings),
         provenance=collect(j.params.settings, {"model_sha256": j.params.model_sha256}),
         manifests=list(j.input.manifests),
         responses=list(j.input.responses),

@@ -2,14 +2,15 @@
 
 from kv_transition.data.manifest import read_manifest
 from kv_transition.report.build import build_report, drawn_figures
-from kv_transition.report.provenance import collect
+from kv_transition.report.provenance import answered_by, collect
 from kv_transition.run.script import job
 
 with job(snakemake) as j:
     facts = {
         "model_sha256": j.params.model_sha256,
         "tokenizer": read_manifest(j.input.manifests[0]).tokenizer,
-        "configfile": j.params.configfile,
+        "configfile": j.input.config,
+        **answered_by(list(j.input.answers)),
     }
     build_report(
         settings=j.params.settings,

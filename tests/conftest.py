@@ -35,5 +35,5 @@ def shared() -> Path:
     """The folder with real LongBench material and worked statistics, which is not part of the project."""
     folder = Path(os.environ.get("KV_TRANSITION_SHARED") or ROOT.parent / "shared" / "data")
     if not folder.is_dir():
-        pytest.skip(f"no shared test data at {folder}; set KV_TRANSITION_SHARED to its folder")
+        missing(f"there is no shared test data at {folder} (KV_TRANSITION_SHARED names its folder)")
     return folder

@@ -44,7 +44,7 @@ def budget_label(budget: Budget | None) -> str:
     """The budget as it stands in folder names, tables and figures: "256", "f0.25", or "full" for None."""
     if budget is None:
         return "full"
-    return f"f{budget:g}" if isinstance(budget, float) else str(budget)
+    return f"f{budget!r}" if isinstance(budget, float) else str(budget)
 
 
 def budget_from_label(label: str) -> Budget | None:

@@ -7,13 +7,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-import yaml
-
 from kv_transition import __version__, preflight
 from kv_transition.errors import UserError
 from kv_transition.files import sha256_text, write_text
 from kv_transition.paths import DEFAULT_CONFIG
-from kv_transition.settings import deep_merge, from_mapping, load_settings, parse_override
+from kv_transition.settings import config_yaml, deep_merge, from_mapping, load_settings, parse_override
 
 #: Stage command -> (target rule, what it makes).
 STAGES = {
@@ -57,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         resolved = load_settings(known.configfile, known.override)
         if known.command == "resolve":
-            sys.stdout.write(_yaml(resolved))
+            sys.stdout.write(config_yaml(resolved))
             return 0
         settings = from_mapping(resolved)
         preflight.check_inputs(settings)
@@ -66,13 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     if known.command == "validate":
-        sys.stdout.write(_yaml(resolved) if known.print_config else f"{known.configfile}: valid\n")
+        sys.stdout.write(config_yaml(resolved) if known.print_config else f"{known.configfile}: valid\n")
         return 0
     return _build(STAGES[known.command][0], known.configfile, known.override, rest)
-
-
-def _yaml(resolved: object) -> str:
-    return str(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
 
 
 def _build(target: str, config: str, overrides: Sequence[str], options: Sequence[str]) -> int:
@@ -82,10 +76,10 @@ def _build(target: str, config: str, overrides: Sequence[str], options: Sequence
         merged: dict[str, object] = {}
         for text in overrides:
             merged = deep_merge(merged, parse_override(text))
-        overlay = f".snakemake/overrides/{sha256_text(_yaml(merged))[:16]}.yaml"
-        write_text(overlay, _yaml(merged))
+        overlay = f".snakemake/overrides/{sha256_text(config_yaml(merged))[:16]}.yaml"
+        write_text(overlay, config_yaml(merged))
         files.append(overlay)
-    has_cores = any(option.split("=")[0] in {"--cores", "--jobs", "-j", "--profile"} for option in options)
+    has_cores = any(option.startswith(("--cores", "--jobs", "-j", "--profile")) for option in options)
     cores = [] if has_cores else ["--cores", "all"]
     command = [sys.executable, "-m", "snakemake", target, *cores, *options, "--configfile", *files]
     return subprocess.run(command, check=False).returncode

@@ -163,3 +163,14 @@ def resolve_parameters(configured: Mapping[str, Mapping[str, Any]]) -> dict[str,
                 )
             own[key] = value
     return resolved
+
+
+def configured_parameters(kv: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Hyper-parameters of all known methods under the section `kv` of a resolved configuration."""
+    return resolve_parameters(
+        {
+            "snapkv": {"window": kv["window"], "kernel": kv["kernel"]},
+            "streaming_llm": {"n_sink": kv["n_sink"]},
+            "random": {"seeds": kv["random_replicates"]},
+        }
+    )

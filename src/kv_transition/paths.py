@@ -14,7 +14,7 @@ CONFIG_SCHEMA = Path("config/schema.json")
 
 
 def data_dir() -> Path:
-    """Raw records in LongBench's format, one file a task."""
+    """Records retrieved from the hub: a folder per dataset and revision, one file a task."""
     return Path("resources/longbench")
 
 
@@ -54,9 +54,9 @@ def report_copy() -> str:
     return str(runs_dir() / "report.md")
 
 
-def raw_records(task: str) -> str:
-    """A task's records as retrieved from the hub."""
-    return str(data_dir() / f"{task}.jsonl")
+def raw_records(task: str, hub_id: str, revision: str | None) -> str:
+    """A task's records as retrieved from the hub; datasets and revisions never share a file."""
+    return str(data_dir() / f"{hub_id.replace('/', '--')}@{revision or 'newest'}" / f"{task}.jsonl")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ExperimentPaths:
         return str(Path(run_dir(self.id), *parts))
 
     def synthetic_records(self, task: str) -> str:
-        return self._in("data", task, "records.jsonl")
+        return self._in("records", f"{task}.jsonl")
 
     def examples(self, task: str) -> str:
         return self._in("data", task, "examples.parquet")
@@ -92,6 +92,10 @@ class ExperimentPaths:
 
     def caption(self, name: str) -> str:
         return self._in("figures", f"{name}.txt")
+
+    def config(self) -> str:
+        """The resolved configuration, which makes the experiment again."""
+        return self._in("config.yaml")
 
     def report(self) -> str:
         return self._in("report.md")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from kv_transition.data import synthetic
 from kv_transition.errors import UserError
@@ -16,7 +17,7 @@ def check_inputs(settings: Settings) -> None:
 
 
 def check_model(folder: str) -> None:
-    """Fail unless the folder holds weights, a configuration and a tokenizer."""
+    """Fail unless the folder holds weights, a tokenizer, and the configuration of a model that the engine computes."""
     if not Path(folder).is_dir():
         raise UserError(
             f"model.path: there is no folder {folder}; name the folder that holds the model's files"
@@ -28,6 +29,9 @@ def check_model(folder: str) -> None:
     ):
         if not any(Path(folder).glob(pattern)):
             raise UserError(f"model.path: {folder} holds no {what}; download the model's files into it")
+    from kv_transition.engines.weights import read_config
+
+    read_config(Path(folder))
 
 
 def check_task_files(settings: Settings) -> None:
@@ -59,32 +63,47 @@ def record_file(settings: Settings, task: str) -> str:
 def check_contents(settings: Settings) -> None:
     """Read every record as the workflow will: broken lines, doubled ids and filters that leave nothing are errors.
 
-    Records on the hub are not fetched for this.
+    Synthetic records are always sound, and records on the hub are not fetched for this.
     """
-    from kv_transition.data.binning import eligible
     from kv_transition.data.longbench_loader import read_records
     from kv_transition.data.manifest import read_manifest
-    from kv_transition.data.normalize import normalize_records
-    from kv_transition.data.tokenizer import load_counter
 
     dataset = settings.dataset
     for task in dataset.tasks:
         if dataset.kind == "manifest":
             read_manifest(record_file(settings, task))
-        if dataset.kind not in {"local", "synthetic"}:
-            continue
-        records = (
-            synthetic_records(settings, task)
-            if dataset.kind == "synthetic"
-            else read_records(str(dataset.path), task)
+        elif dataset.kind == "local":
+            check_records(settings, task, read_records(str(dataset.path), task))
+        elif dataset.kind == "synthetic" and bounded(settings):
+            made = dataset.synthetic
+            records = synthetic.make_records(
+                task, made.n_documents, made.min_tokens, made.max_tokens, made.seed
+            )
+            check_records(settings, task, records)
+
+
+def bounded(settings: Settings) -> bool:
+    """Whether the lengths of prompts decide which examples there are."""
+    return settings.dataset.min_tokens is not None or settings.dataset.max_tokens is not None
+
+
+def check_records(settings: Settings, task: str, records: list[dict[str, Any]]) -> None:
+    """Fail for doubled records, classes that are asked for and missing, and length bounds that leave nothing."""
+    from kv_transition.data.binning import eligible
+    from kv_transition.data.normalize import normalize_records, record_ids
+    from kv_transition.data.tokenizer import load_counter
+
+    record_ids(records, task)
+    if settings.scoring.formats.get(task) == "class" and not all(
+        record.get("all_classes") for record in records
+    ):
+        raise UserError(
+            f"scoring.formats.{task}: class, but records of the task have no all_classes; remove the key"
         )
+    if bounded(settings):
         counter = load_counter(settings.tokenizer.name, settings.model.path, settings.tokenizer.fallback)
-        if dataset.min_tokens or dataset.max_tokens:
-            examples = normalize_records(records, task, counter)
-            eligible(examples, dataset.min_tokens, dataset.max_tokens)
-
-
-def synthetic_records(settings: Settings, task: str) -> list[dict[str, object]]:
-    """Records of a synthetic task, as the workflow makes them."""
-    made = settings.dataset.synthetic
-    return synthetic.make_records(task, made.n_documents, made.min_tokens, made.max_tokens, made.seed)
+        eligible(
+            normalize_records(records, task, counter),
+            settings.dataset.min_tokens,
+            settings.dataset.max_tokens,
+        )

@@ -5,6 +5,7 @@ config/default.yaml and config/schema.json are generated from these models (`mak
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from types import UnionType
@@ -16,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from kv_transition import paths
 from kv_transition.budgets import UNCOMPRESSED, budget_label, parse_budget
 from kv_transition.files import canonical_json, sha256_text
-from kv_transition.methods import KNOWN_METHODS, canonical_name, resolve_parameters
+from kv_transition.methods import KNOWN_METHODS, canonical_name, configured_parameters
 
 #: Methods that take a budget.
 EVICTIONS = [name for name in KNOWN_METHODS if name not in UNCOMPRESSED]
@@ -115,6 +116,8 @@ class Dataset(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Dataset:
+        if "__" in self.name:
+            raise ValueError("name: `__` separates dataset and task in dataset_id; use another name")
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError("tasks: a task is named twice")
         if self.source in {"local", "manifest"} and self.path is None:
@@ -179,7 +182,7 @@ class KV(Section):
     methods: list[Text] = Field(
         ["snapkv", "observed_attention", "tova", "streaming_llm", "random"],
         description="Eviction methods: " + ", ".join(EVICTIONS) + "; h2o is an alias of observed_attention. "
-        "The whole cache (full) always runs.",
+        "The whole cache (full) always runs, the floor where no_context is true; both may be named here.",
     )
     budgets: list[int | float] = Field(
         [16, 32, 64, 96, 128, 192, 256, 384, 512],
@@ -222,14 +225,21 @@ class KV(Section):
                 with suppress(yaml.YAMLError):
                     read[key] = yaml.safe_load(read[key])
         if isinstance(read.get("methods"), list | tuple):
-            read["methods"] = list(dict.fromkeys(canonical_name(str(name)) for name in read["methods"]))
-            read["methods"] = [name for name in read["methods"] if name != "full"]
+            named = [str(name) for name in read["methods"]]
+            if "no_context" in named:
+                read["no_context"] = True
+            read["methods"] = list(
+                dict.fromkeys(name if name in UNCOMPRESSED else canonical_name(name) for name in named)
+            )
+            read["methods"] = [name for name in read["methods"] if name not in UNCOMPRESSED]
         if isinstance(read.get("budgets"), list | tuple):
             read["budgets"] = sorted({parse_budget(budget) for budget in read["budgets"]})
         return read
 
     @model_validator(mode="after")
     def _consistent(self) -> KV:
+        if not self.methods:
+            raise ValueError(f"methods: name at least one eviction method: {', '.join(EVICTIONS)}")
         if len({type(budget) for budget in self.budgets}) > 1:
             raise ValueError("budgets: tokens and shares are mixed; one experiment has one kind of budget")
         if self.scope == "context" and self.first_token != "compressed":
@@ -252,10 +262,12 @@ class KV(Section):
 
 class DecodingSettings(Section):
     max_new_tokens: int = Field(16, ge=1, description="Longest answer, in tokens.")
-    max_new_tokens_by_task: dict[str, int] = Field(
+    max_new_tokens_by_task: dict[str, Annotated[int, Field(ge=1)]] = Field(
         {}, description="Longest answer of single tasks, in tokens, e.g. {multi_news: 512}."
     )
-    stop: list[str] = Field([], description="Texts that end an answer, beside the model's own end token.")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="Texts that end an answer, beside the model's own end token."
+    )
 
 
 class Scoring(Section):
@@ -278,6 +290,17 @@ class Scoring(Section):
         ],
         description="Regular expressions at the start of an answer that make it a REFUSAL when it also scores 0.",
     )
+
+    @model_validator(mode="after")
+    def _patterns(self) -> Scoring:
+        for pattern in self.refusal_patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"refusal_patterns: {pattern!r} is no regular expression ({error})"
+                ) from None
+        return self
 
 
 class Analysis(Section):
@@ -317,6 +340,8 @@ class Analysis(Section):
     def _levels(self) -> Analysis:
         if not all(0 < level <= 1 for level in self.tau):
             raise ValueError("tau: each level must be above 0 and at most 1")
+        if len(set(self.tau)) != len(self.tau):
+            raise ValueError("tau: a level is named twice")
         return self
 
 
@@ -404,13 +429,7 @@ class Settings(Section):
 
         The chosen methods and budgets are left out on purpose: adding or removing one must not touch the others.
         """
-        methods = resolve_parameters(
-            {
-                "snapkv": {"window": self.kv.window, "kernel": self.kv.kernel},
-                "streaming_llm": {"n_sink": self.kv.n_sink},
-                "random": {"seeds": self.kv.random_replicates},
-            }
-        )
+        methods = configured_parameters(self.kv.model_dump())
         return {
             "engine": self.engine.model_dump(mode="json"),
             "model": self.model.model_dump(mode="json"),

@@ -18,16 +18,19 @@ from pydantic import ValidationError
 
 from kv_transition import paths
 from kv_transition.errors import ConfigError
+from kv_transition.files import write_text
 from kv_transition.schema import Settings
 
 __all__ = [
     "Settings",
+    "config_yaml",
     "deep_merge",
     "expand_variables",
     "from_mapping",
     "load_settings",
     "parse_override",
     "read_yaml",
+    "write_config",
 ]
 
 VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
@@ -172,3 +175,13 @@ def load_settings(
         for text in overrides or ():
             merged = deep_merge(merged, parse_override(text))
     return from_mapping(merged).resolved()
+
+
+def config_yaml(resolved: Mapping[str, Any]) -> str:
+    """A resolved configuration as YAML text."""
+    return str(yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True))
+
+
+def write_config(path: str | Path, resolved: Mapping[str, Any]) -> None:
+    """Write a resolved configuration as a file that Snakemake and the commands accept."""
+    write_text(path, config_yaml(resolved))

@@ -31,7 +31,7 @@ RESPONSE_SCHEMA = pa.schema(
         ),
         *((name, pa.float64()) for name in ("latency_s", "ttfb_s", "prefill_s", "compress_s", "decode_s")),
         ("attempts", pa.int32()),
-        *((name, pa.string()) for name in ("failure", "error", "host", "created")),
+        *((name, pa.string()) for name in ("failure", "error", "engine", "host", "created")),
     ]
 )
 
@@ -109,6 +109,7 @@ def response(
         "attempts": 1,
         "failure": None,
         "error": None,
+        "engine": '{"class":"ReferenceEngine"}',
         "host": "node1",
         "created": "2026-01-02T03:04:05Z",
     } | changes

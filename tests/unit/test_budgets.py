@@ -8,7 +8,7 @@ from kv_transition.budgets import budget_from_label, budget_label, kept_tokens, 
 from kv_transition.errors import ConfigError
 
 
-@given(st.integers(2, 10**6) | st.sampled_from([0.01, 0.05, 0.25, 0.5, 0.875]))
+@given(st.integers(2, 10**6) | st.sampled_from([0.01, 0.05, 0.25, 1 / 3, 0.1234561, 0.875]))
 def test_a_label_reads_back_as_its_budget(budget: float) -> None:
     assert budget_from_label(budget_label(budget)) == budget
     assert parse_budget(str(budget)) == budget

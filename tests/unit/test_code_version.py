@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from kv_transition.code_version import code_version, source_hash
+import pytest
+
+from kv_transition.code_version import PACKAGE, code_version, modules_of, source_hash
 
 SOURCE = '"""Doc."""\ndef f(x):\n    """Say."""\n    return x + 1\n'
 
@@ -16,10 +18,36 @@ def test_what_the_code_does_counts() -> None:
     assert source_hash(SOURCE.replace("+ 1", "+ 2")) != source_hash(SOURCE)
 
 
-def test_a_rule_depends_on_its_script_and_its_modules(tmp_path: Path) -> None:
+def test_a_rule_depends_on_its_script(tmp_path: Path) -> None:
     script = tmp_path / "s.py"
     script.write_text(SOURCE)
-    version = code_version(script, ["eval"])
-    assert version != code_version(script, ["budgets"])
+    version = code_version(script)
     script.write_text(SOURCE.replace("+ 1", "- 1"))
-    assert version != code_version(script, ["eval"])
+    assert version != code_version(script)
+
+
+def test_a_rule_depends_on_what_its_modules_import(tmp_path: Path) -> None:
+    script = tmp_path / "s.py"
+    script.write_text("from kv_transition.run import runner\n")
+    names = {str(file.relative_to(PACKAGE)) for file in modules_of(script)}
+    assert {"run/runner.py", "engines/reference.py", "budgets.py", "files.py", "data/synthetic.py"} <= names
+
+
+@pytest.mark.parametrize(
+    ("rule", "inside", "outside"),
+    [
+        ("infer_sweep", "engines/evictions.py", "eval/metrics.py"),
+        ("score_task", "eval/metrics.py", "engines/evictions.py"),
+        ("retention", "analysis/intervals.py", "analysis/figures/score.py"),
+        ("plot_figures", "analysis/figures/score.py", "report/wording.py"),
+        ("build_report", "report/templates/report.md.jinja", "eval/metrics.py"),
+        ("assemble_database", "db/schema.sql", "analysis/intervals.py"),
+        ("normalize_task", "data/tokenizer.py", "engines/reference.py"),
+    ],
+)
+def test_each_stage_hashes_its_own_code_and_not_that_of_later_ones(
+    root: Path, rule: str, inside: str, outside: str
+) -> None:
+    names = {str(file.relative_to(PACKAGE)) for file in modules_of(root / "scripts" / f"{rule}.py")}
+    assert inside in names
+    assert outside not in names

@@ -66,6 +66,12 @@ def test_a_good_answer_wins_over_a_failed_one_whichever_came_first(tmp_path: Pat
         assert Journal(folder).read(keys("a"))[sha256_text("a")]["result"]["failure"] is None
 
 
+def test_of_two_good_answers_the_first_counts_so_that_files_can_be_remade(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        journal.append([row("a", "first"), row("a", "second")])
+    assert Journal(tmp_path).read(keys("a"))[sha256_text("a")]["result"]["text"] == "first"
+
+
 def test_a_full_disk_is_one_clear_line_and_leaves_no_torn_row(tmp_path: Path) -> None:
     """A file-size limit of the process stands in for the disk: writes fail part-way in the same manner."""
     journal = Journal(tmp_path)

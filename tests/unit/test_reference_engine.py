@@ -418,7 +418,7 @@ def test_settings_become_an_engine(folder):
     provenance = engine.provenance()
     assert provenance["class"] == "ReferenceEngine"
     assert provenance["protocol"] == ENGINE_PROTOCOL
-    assert provenance["parameters"]["snapkv"] == {"window": 4, "kernel": 5}
+    assert engine.parameters["snapkv"] == {"window": 4, "kernel": 5}
     assert engine.generate(PROMPT, Cell("h2o", 16), DECODING, "example").kv.method == "observed_attention"
 
 

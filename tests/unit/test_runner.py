@@ -181,6 +181,30 @@ def test_the_same_words_cut_elsewhere_into_context_and_question_are_another_prom
     assert keys[0].requests[0].key != keys[1].requests[0].key
 
 
+def test_text_the_model_does_not_know_is_refused_whether_it_was_answered_before_or_not(
+    shard: Shard, tmp_path: Path, model: Path
+) -> None:
+    examples = [
+        replace(example, context=f"{example.context} {'alien ' * 60}") for example in shard.manifest.examples
+    ]
+    foreign = replace(shard, manifest=replace(shard.manifest, examples=examples))
+    strict = from_mapping({"model": {"path": str(model)}, "decoding": {"max_new_tokens": 6}}).answer_slice(
+        "words"
+    )
+    with pytest.raises(UserError, match=r"unknown to the model.*engine\.unknown_token_limit"):
+        run(replace(foreign, answer=strict), tmp_path)
+    assert run(foreign, tmp_path) == 6 * REQUESTS, "lifted in the configuration"
+    with pytest.raises(UserError, match=r"unknown to the model.*engine\.unknown_token_limit"):
+        run(replace(foreign, answer=strict), tmp_path)
+
+
+def test_a_share_that_leaves_less_than_twice_snapkv_s_window_is_refused(shard: Shard, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"kv\.window: 8 is more than half of the \d+ positions that budget f0\.1 keeps"
+    ):
+        run(shard, tmp_path, [("full", "full"), ("snapkv", "f0.1")])
+
+
 def test_the_guard_and_the_number_of_replicates_are_not_part_of_the_key(
     shard: Shard, tmp_path: Path, model: Path
 ) -> None:

@@ -98,7 +98,12 @@ def test_budgets_and_methods_are_canonical() -> None:
 def test_the_uncompressed_references_are_always_cells() -> None:
     settings = from_mapping({"kv": {"methods": ["tova"], "budgets": [32]}})
     assert settings.cells == ["full/full", "no_context/full", "tova/32"]
-    assert from_mapping({"kv": {"methods": [], "budgets": [32], "no_context": False}}).cells == ["full/full"]
+    named = from_mapping(
+        {"kv": {"methods": ["full", "no_context", "tova"], "budgets": [32], "no_context": False}}
+    )
+    assert named.cells == settings.cells
+    without = from_mapping({"kv": {"methods": ["tova"], "budgets": [32], "no_context": False}})
+    assert without.cells == ["full/full", "tova/32"]
 
 
 MISTAKES = {
@@ -118,6 +123,12 @@ MISTAKES = {
     "experiment.id=a/b": "experiment.id: ",
     "experiment.id=2.5": "experiment.id: ",
     "analysis.tau=[1.5]": "analysis.tau: ",
+    "analysis.tau=[0.9, 0.9]": "analysis.tau: a level is named twice",
+    "kv.methods=[full]": "kv.methods: name at least one eviction method",
+    "scoring.refusal_patterns=['(']": "scoring.refusal_patterns: .*no regular expression",
+    "decoding.stop=['']": "decoding.stop",
+    "decoding.max_new_tokens_by_task={multi_news: 0}": "decoding.max_new_tokens_by_task.multi_news",
+    "dataset.name=a__b": "dataset.name: ",
 }
 
 

@@ -33,6 +33,22 @@ MISTAKES = {
     "a missing task file": ({"dataset": LOCAL["dataset"] | {"tasks": ["Mine"]}}, lines(RECORD), "Mine"),
     "a broken line": (LOCAL, lines(RECORD, '{"_id": "2", '), "mine.jsonl, line 2"),
     "doubled ids": (LOCAL, lines(RECORD, RECORD), "mine.jsonl: lines 1 and 2 have the same _id"),
+    "the same record twice": (
+        LOCAL,
+        lines(RECORD | {"_id": ""}, RECORD | {"_id": ""}),
+        "records 1 and 2 have the same",
+    ),
+    "another model": ({"model": {"path": "qwen"}}, "", "qwen/config.json"),
+    "a file for another task": (
+        {"dataset": LOCAL["dataset"] | {"path": "records/mine.jsonl", "tasks": ["b"]}},
+        "",
+        "b",
+    ),
+    "classes without classes": (
+        LOCAL | {"scoring": {"formats": {"mine": "class"}}},
+        lines(RECORD),
+        "all_classes",
+    ),
     "no examples left": (
         {"dataset": LOCAL["dataset"] | {"min_tokens": 9000}},
         lines(RECORD),
@@ -45,6 +61,8 @@ MISTAKES = {
 def clean(fresh: Project, tmp_path: Path) -> Project:
     project = fresh.copy(tmp_path / "project", results=False)
     (project.folder / "empty").mkdir()
+    shutil.copytree(project.folder / "resources/tiny-reader", project.folder / "qwen")
+    project.edit("qwen/config.json", "LlamaForCausalLM", "Qwen2ForCausalLM")
     (project.folder / "records").mkdir()
     return project
 

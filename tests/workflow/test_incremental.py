@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from project import EXAMPLES, Project
 
+from kv_transition.paths import raw_records
+
 pytestmark = pytest.mark.workflow
 
 
@@ -178,3 +180,23 @@ def test_no_rule_calls_ancient_on_a_file_that_a_rule_makes(root: Path) -> None:
     )
     assert calls
     assert set(calls) <= {"MODEL_FILES", "preflight.record_file(settings, wildcards.task)"}
+
+
+def test_records_that_came_from_the_hub_can_be_used_as_a_folder(fresh: Project, tmp_path: Path) -> None:
+    """No rule makes a file that the configuration names as given."""
+    project = fresh.copy(tmp_path / "project", results=False)
+    given = project.folder / "resources/longbench/THUDM--LongBench@abc"
+    given.mkdir(parents=True)
+    (given / "t.jsonl").write_text('{"input": "What?", "context": "A door.", "answers": ["door"]}\n')
+    project.configure(dataset={"path": str(given.relative_to(project.folder)), "tasks": ["t"]})
+    due = project.due()
+    assert due["normalize_task"] == 1
+    assert "retrieve_longbench" not in due
+    assert "make_synthetic" not in due
+
+
+def test_a_clone_of_the_hub_s_records_is_kept_apart_by_dataset_and_revision() -> None:
+    paths_of = {
+        raw_records("t", hub, revision) for hub in ("org/a", "org/b") for revision in ("1", "2", None)
+    }
+    assert len(paths_of) == 6

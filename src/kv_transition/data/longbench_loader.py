@@ -90,14 +90,14 @@ def list_tasks(path: str | Path) -> list[str]:
 
 
 def find_task(path: str | Path, task: str) -> TaskFile:
-    """The file of a task, by its exact, case-sensitive name; a `path` that is a .jsonl file is that file.
+    """The file of a task, by its exact, case-sensitive name; a `path` that is its .jsonl file is taken as such.
 
     Raises
     ------
     UserError
         When there is no such task, naming those that there are.
     """
-    if Path(path).suffix == ".jsonl" and Path(path).is_file():
+    if Path(path).name == f"{task}.jsonl" and Path(path).is_file():
         return TaskFile(Path(path))
     files = _task_files(path)
     if task not in files:
@@ -125,11 +125,6 @@ def read_records(path: str | Path, task: str) -> list[Record]:
     """
     file = find_task(path, task)
     return _checked(_parsed(file.read(), str(file)), str(file))
-
-
-def check_source(path: str | Path, task: str) -> None:
-    """Read a task's records to the end and forget them: raises what :func:`read_records` would raise."""
-    read_records(path, task)
 
 
 def write_records(path: str | Path, records: Iterable[Mapping[str, object]]) -> None:

@@ -64,25 +64,32 @@ def normalize_records(
     UserError
         When two records have the same id (naming both), or there is none.
     """
+    ids = record_ids(records, task)
+    examples = [_example(record, task, key, counter) for key, record in zip(ids, records, strict=True)]
+    return sorted(examples, key=lambda example: example.example_id)
+
+
+def record_ids(records: Sequence[Mapping[str, Any]], task: str) -> list[str]:
+    """The example_id of every record, in order; raises what :func:`normalize_records` raises."""
     if not records:
         raise UserError(f"task {task}: no records; check dataset.path and dataset.tasks")
     use_own = all(record.get("_id") for record in records)
-    examples: dict[str, CountedExample] = {}
     lines: dict[str, int] = {}
     for line, record in enumerate(records, start=1):
-        example = _example(record, task, counter, use_own)
-        key = example.example_id
+        key = str(record["_id"]) if use_own else _content_id(record, task)
         if lines.setdefault(key, line) != line:
             what = f"the same _id {key!r}" if use_own else "the same context, question and answers"
             raise UserError(f"task {task}: records {lines[key]} and {line} have {what}; keep one of them")
-        examples[key] = example
-    return [examples[key] for key in sorted(examples)]
+    return list(lines)
 
 
-def _example(record: Mapping[str, Any], task: str, counter: TokenCounter, use_own: bool) -> CountedExample:
+def _content_id(record: Mapping[str, Any], task: str) -> str:
+    identity = canonical_json([task, record["context"], record["input"], list(record["answers"])])
+    return sha256_text(identity)[:32]
+
+
+def _example(record: Mapping[str, Any], task: str, example_id: str, counter: TokenCounter) -> CountedExample:
     question, context, answers = record["input"], record["context"], list(record["answers"])
-    identity = canonical_json([task, context, question, answers])
-    example_id = str(record["_id"]) if use_own else sha256_text(identity)[:32]
     classes = record.get("all_classes")
     meta = {
         "task": task,

@@ -25,7 +25,7 @@ from kv_transition.files import atomic_path, canonical_json, sha256_text
 _RUN = ("run_id", "task", "method", "budget", "budget_value", "scope", "first_token")
 _REQUEST = (
     *("request_id", "run_id", "dataset_id", "example_id", "replicate"),
-    *("answer_key", "prompt_hash", "attempts", "host", "created"),
+    *("answer_key", "prompt_hash", "attempts", "engine", "host", "created"),
 )
 _RESPONSE = ("request_id", "text", "finish_reason", "prompt_tokens", "completion_tokens", "copied_from")
 _TELEMETRY = (

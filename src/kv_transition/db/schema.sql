@@ -88,6 +88,7 @@ CREATE TABLE requests (
     answer_key  TEXT,              -- hash of everything that determines the answer
     prompt_hash TEXT,
     attempts    INTEGER,
+    engine      JSON TEXT,         -- what answered: class, protocol, versions
     host        TEXT,
     created     TEXT,
     UNIQUE (run_id, example_id, replicate),

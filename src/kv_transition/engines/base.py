@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from kv_transition.budgets import Budget, budget_label
 from kv_transition.data.prompts import Prompt
+from kv_transition.errors import UserError
 
 #: Part of the journal key. Whoever changes what an engine answers raises it, so that no old answer is reused.
 ENGINE_PROTOCOL = 1
@@ -129,6 +130,28 @@ class EngineResult:
         words = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
         timings = Timings(timing_scope=timing_scope)
         return cls("", None, prompt_tokens, None, None, timings, failure=ENGINE_ERROR, error=words)
+
+
+def check_vocabulary(raw: Mapping[str, Any], limit: float, example_id: str) -> None:
+    """The guard against text that the model's vocabulary does not know.
+
+    Parameters
+    ----------
+    raw : an answer's `raw`; `unknown_share` in it is the share of the prompt's tokens that are unknown.
+    limit : the setting `engine.unknown_token_limit`.
+
+    Raises
+    ------
+    UserError
+        When a larger share is unknown.
+    """
+    share = float(raw.get("unknown_share") or 0.0)
+    if share > limit:
+        raise UserError(
+            f"example {example_id}: {share:.0%} of the prompt's tokens are unknown to the model; its vocabulary does not know "
+            f"this text, so its answers would mean nothing. Use a model for this text (or raise engine.unknown_token_limit, "
+            f"now {limit:g})"
+        )
 
 
 class BaseEngine(ABC):

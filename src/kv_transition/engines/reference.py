@@ -20,6 +20,7 @@ from kv_transition.engines.base import (
     KVUse,
     Timings,
     TimingScope,
+    check_vocabulary,
 )
 from kv_transition.engines.greedy import Answer, Ending
 from kv_transition.engines.llama import Llama
@@ -85,7 +86,6 @@ class ReferenceEngine(BaseEngine):
             "dtype": "float32",
             "numpy": np.__version__,
             "tokenizer_hash": self.tokenizer.content_hash,
-            "parameters": self.parameters,
         }
 
     def generate(self, prompt: Prompt, cell: Cell, decoding: Decoding, example_id: str) -> EngineResult:
@@ -109,10 +109,11 @@ class ReferenceEngine(BaseEngine):
         own_cells = [self._checked(cell) for cell in cells]
         begin = time.perf_counter()
         prompt_ids = self.tokenizer.prompt_ids(prompt)
-        self._check_vocabulary(prompt_ids, example_id)
+        unknown = {"unknown_share": self.tokenizer.unknown_share(prompt_ids.ids)}
+        check_vocabulary(unknown, self.unknown_token_limit, example_id)
         try:
             answers = self._swept(prompt_ids, own_cells, decoding, example_id, begin, timing_scope)
-            return [answers.result(cell) for cell in own_cells]
+            return [replace(answers.result(cell), raw=unknown) for cell in own_cells]
         except UserError:
             raise
         except Exception as error:
@@ -135,11 +136,24 @@ class ReferenceEngine(BaseEngine):
                 f"the prompt has {len(ids)} tokens; the model reads 1 to {longest} (max_position_embeddings)"
             )
         split = split_prompt(len(ids), prompt_ids.context_len, self.scope, self.first_token)
+        for cell in cells:
+            self._check_window(cell, split)
         live = list(dict.fromkeys(cell if split.is_active(cell) else FULL for cell in cells))
         ends = frozenset(self.tokenizer.eos_ids)
         ending = Ending(decoding.max_new_tokens, decoding.stop, ends, self.tokenizer.decode)
         swept = sweep_cells(self.model, ids, split, live, self.parameters, ending, example_id)
         return _Answers(swept, split, len(ids), begin, timing_scope)
+
+    def _check_window(self, cell: Cell, split: Split) -> None:
+        """One curve has one window: a share of a short prompt must not fall below twice the window."""
+        if cell.method != "snapkv" or not isinstance(cell.budget, float) or not split.is_active(cell):
+            return
+        window, kept = self.parameters["snapkv"]["window"], split.requested(cell) or 0
+        if kept < 2 * window:
+            raise ConfigError(
+                f"kv.window: {window} is more than half of the {kept} positions that budget {cell.label} keeps of a prompt "
+                f"of {split.budget_base} tokens; lower kv.window, raise kv.budgets or set dataset.min_tokens"
+            )
 
     def _checked(self, cell: Cell) -> Cell:
         """The cell under its method's own name."""
@@ -148,15 +162,6 @@ class ReferenceEngine(BaseEngine):
             need = "has no budget" if method == "full" else "needs a budget"
             raise ConfigError(f"kv.budgets: {cell.label!r} for method {method}, which {need}")
         return replace(cell, method=method)
-
-    def _check_vocabulary(self, prompt_ids: PromptIds, example_id: str) -> None:
-        share = self.tokenizer.unknown_share(prompt_ids.ids)
-        if share > self.unknown_token_limit:
-            raise UserError(
-                f"example {example_id}: {share:.0%} of the prompt's tokens are unknown to the model in {self.path}; its "
-                "vocabulary does not know this text, so its answers would mean nothing. Use a model for this text (or "
-                f"raise engine.unknown_token_limit, now {self.unknown_token_limit:g})"
-            )
 
 
 class _Answers:

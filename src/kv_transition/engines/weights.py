@@ -1,4 +1,4 @@
-"""A model folder: what config.json says, the weights as float32 arrays, and a hash of it all."""
+"""A model folder: what config.json says and the weights as float32 arrays."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ class LlamaConfig:
     tie_word_embeddings: bool
     max_position_embeddings: int
     rope: Mapping[str, Any]
-    eos_token_ids: tuple[int, ...] = ()
 
     def inverse_frequencies(self) -> Array:
         """Rotary frequencies (radians per position), shape (head_dim / 2,), with the config's scaling.
@@ -113,7 +112,7 @@ def read_config(folder: str | Path) -> LlamaConfig:
     try:
         raw = json.loads(source.read_text(encoding="utf-8"))
         _refuse_unsupported(raw, source)
-        heads, eos = raw["num_attention_heads"], raw.get("eos_token_id")
+        heads = raw["num_attention_heads"]
         return LlamaConfig(
             num_hidden_layers=raw["num_hidden_layers"],
             num_attention_heads=heads,
@@ -124,7 +123,6 @@ def read_config(folder: str | Path) -> LlamaConfig:
             tie_word_embeddings=raw.get("tie_word_embeddings", False),
             max_position_embeddings=raw.get("max_position_embeddings", 2048),
             rope=_rope(raw, source),
-            eos_token_ids=tuple(eos if isinstance(eos, list) else [] if eos is None else [eos]),
         )
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{source}: not readable as JSON ({error}); fetch the model's files again") from None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import kv_transition
-from kv_transition.methods import KNOWN_METHODS, resolve_parameters
+from kv_transition.methods import KNOWN_METHODS, configured_parameters
 from kv_transition.report.wording import percent
 
 if TYPE_CHECKING:
@@ -27,18 +27,6 @@ BUDGETS = {
 UNKNOWN = "not known for this method"
 
 
-def method_parameters(settings: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """Resolved hyper-parameters of all known methods under a resolved configuration."""
-    kv = settings["kv"]
-    return resolve_parameters(
-        {
-            "snapkv": {"window": kv["window"], "kernel": kv["kernel"]},
-            "streaming_llm": {"n_sink": kv["n_sink"]},
-            "random": {"seeds": kv["random_replicates"]},
-        }
-    )
-
-
 def method_card(method: str, settings: Mapping[str, Any], cells: pd.DataFrame) -> list[tuple[str, str]]:
     """The card of a method as (what, answer) pairs of plain text.
 
@@ -54,7 +42,7 @@ def method_card(method: str, settings: Mapping[str, Any], cells: pd.DataFrame) -
     def fact(name: str) -> str:
         return UNKNOWN if known is None else str(getattr(known, name))
 
-    parameters = method_parameters(settings).get(method, {})
+    parameters = configured_parameters(settings["kv"]).get(method, {})
     resolved = ", ".join(f"{key} = {value}" for key, value in sorted(parameters.items())) or "none"
     rows = [
         ("paper", fact("paper")),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -48,6 +49,21 @@ def collect(settings: Mapping[str, Any], extra: Mapping[str, Any] | None = None)
     }
     facts.update(cleaned(extra or {}))
     return facts
+
+
+def answered_by(responses: Sequence[str | Path]) -> dict[str, list[str]]:
+    """Engines and machines that computed the answers of response files, which need not be those of the report."""
+    import pyarrow.parquet as pq
+
+    found: dict[str, set[str]] = {"answered_by": set(), "answered_on": set()}
+    for path in responses:
+        columns = pq.read_table(path, columns=["engine", "host"]).to_pydict()
+        for text in set(columns["engine"]):
+            found["answered_by"].add(
+                ", ".join(f"{key} {value}" for key, value in sorted(json.loads(text).items()))
+            )
+        found["answered_on"].update(columns["host"])
+    return {name: sorted(values) for name, values in found.items()}
 
 
 def package_versions() -> dict[str, str]:

@@ -41,7 +41,7 @@ class Journal:
         self._path: Path | None = None
 
     def read(self, keys: Collection[str]) -> dict[str, dict[str, Any]]:
-        """Rows of these keys; where a key was answered more than once, a good answer wins over a failed one.
+        """Rows of these keys; where a key was answered more than once, the first good answer counts.
 
         Raises
         ------
@@ -80,7 +80,7 @@ class Journal:
                 "%s, line %d: dropped a torn journal line; its answer is computed again", path, number
             )
             return
-        if key not in found or not failed:
+        if key not in found or (found[key]["result"]["failure"] and not failed):
             found[key] = row
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kv_transition.budgets import budget_from_label
-from kv_transition.files import write_parquet
+from kv_transition.files import canonical_json, write_parquet
 from kv_transition.run.requests import Request, request_id, run_id
 
 #: Column -> Arrow type. Everything that depends on the run (times, host) comes from the journal row.
@@ -48,6 +48,7 @@ COLUMNS = {
     "attempts": "int32",
     "failure": "string",
     "error": "string",
+    "engine": "string",
     "host": "string",
     "created": "string",
 }
@@ -75,6 +76,7 @@ def response_row(
         "scope": kv_settings["scope"],
         "first_token": kv_settings["first_token"],
         "attempts": row["attempts"],
+        "engine": canonical_json(row["engine"]),
         "host": row["host"],
         "created": row["created"],
         "verified": flat.get("verified", "no"),

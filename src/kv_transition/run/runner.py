@@ -15,7 +15,7 @@ from typing import Any
 from kv_transition.budgets import UNCOMPRESSED
 from kv_transition.data.manifest import Manifest
 from kv_transition.data.normalize import Example
-from kv_transition.engines.base import BaseEngine, Cell, Decoding, EngineResult
+from kv_transition.engines.base import BaseEngine, Cell, Decoding, EngineResult, check_vocabulary
 from kv_transition.engines.endpoints import build_engine
 from kv_transition.errors import UserError
 from kv_transition.files import canonical_json
@@ -104,6 +104,9 @@ def infer_shard(
             for rows in _compute(lacking, known, make_engine(dict(shard.answer)), shard.answer):
                 journal.append(rows)
                 known.update((row["key"], row) for row in rows)
+    limit = float(shard.answer["engine"]["unknown_token_limit"])
+    for row in known.values():
+        check_vocabulary(row["result"]["raw"], limit, row["example_id"])
     _check_failures(shard.manifest.task, work, known, run)
     _write(shard, work, known, outputs)
     return missing
