@@ -21,6 +21,10 @@ rule build_report:
     """The written report of the experiment."""
     input:
         **{table: FILES.analysis(table) for table in TABLES},
+        config=FILES.config(),
+        answers=expand(
+            FILES.responses("{task}", "full/full", "{shard}"), task=TASKS, shard=SHARDS
+        ),
         manifests=MANIFESTS,
         scores=SCORES,
         figures=expand(FILES.figure("{plot}__{task}", "txt"), plot=PLOTS, task=TASKS),

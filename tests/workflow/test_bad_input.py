@@ -42,12 +42,7 @@ MISTAKES = {
     "a file for another task": (
         {"dataset": LOCAL["dataset"] | {"path": "records/mine.jsonl", "tasks": ["b"]}},
         "",
-        "b",
-    ),
-    "classes without classes": (
-        LOCAL | {"scoring": {"formats": {"mine": "class"}}},
-        lines(RECORD),
-        "all_classes",
+        "neither a folder nor a zip",
     ),
     "no examples left": (
         {"dataset": LOCAL["dataset"] | {"min_tokens": 9000}},
@@ -89,6 +84,14 @@ def test_a_mistake_is_one_line_everywhere(clean: Project, mistake: str) -> None:
     assert plain.returncode == 1
     assert checked.stderr.strip() in plain.stdout
     assert "Traceback" not in plain.stdout
+
+
+def test_classes_that_records_lack_are_seen_before_anything_runs(clean: Project) -> None:
+    (clean.folder / "records/mine.jsonl").write_text(lines(RECORD))
+    clean.configure(**LOCAL, scoring={"formats": {"mine": "class"}})
+    checked = clean.kvt("validate", "-c", "small.yaml")
+    assert checked.returncode == 2
+    assert "scoring.formats.mine" in checked.stderr
 
 
 def test_a_good_configuration_is_said_to_be_valid(clean: Project) -> None:
