@@ -92,14 +92,8 @@ def infer_shard(
         lacking = [
             example for example in work if any(request.key not in known for request in example.requests)
         ]
-        missing = sum(request.key not in known for example in lacking for request in example.requests)
-        log.info(
-            "%s: %d of %d answers are in the journal, %d to compute",
-            shard.manifest.task,
-            asked - missing,
-            asked,
-            missing,
-        )
+        missing = len(keys - known.keys())
+        log.info("%s: %d requests, %d answers to compute", shard.manifest.task, asked, missing)
         if lacking:
             for rows in _compute(lacking, known, make_engine(dict(shard.answer)), shard.answer):
                 journal.append(rows)
