@@ -19,7 +19,7 @@ rule bin_stats:
     log:
         FILES.log("bin_stats"),
     params:
-        analysis=settings.table_slice("bin_stats"),
+        analysis=slices.table_slice(settings, "bin_stats"),
         code=code_version("bin_stats"),
     script:
         "../scripts/bin_stats.py"
@@ -35,7 +35,7 @@ rule retention:
     log:
         FILES.log("retention"),
     params:
-        analysis=settings.table_slice("retention"),
+        analysis=slices.table_slice(settings, "retention"),
         code=code_version("retention"),
     script:
         "../scripts/retention.py"
@@ -51,7 +51,7 @@ rule transition:
     log:
         FILES.log("transition"),
     params:
-        analysis=settings.table_slice("transition"),
+        analysis=slices.table_slice(settings, "transition"),
         code=code_version("transition"),
     script:
         "../scripts/transition.py"
@@ -71,7 +71,7 @@ rule plot_figures:
     log:
         FILES.log("plot_figures", "{task}"),
     params:
-        figure=lambda wildcards: settings.figure_slice(wildcards.task),
+        figure=lambda wildcards: slices.figure_slice(settings, wildcards.task),
         code=code_version("plot_figures"),
     script:
         "../scripts/plot_figures.py"

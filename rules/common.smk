@@ -10,7 +10,7 @@ import re
 
 from snakemake.exceptions import WorkflowError
 
-from kv_transition import content_hash, paths, preflight
+from kv_transition import content_hash, paths, preflight, slices
 from kv_transition import settings as configuration
 from kv_transition.code_version import code_version as hash_code
 from kv_transition.errors import UserError

@@ -18,7 +18,7 @@ rule infer_sweep:
         FILES.log("infer_sweep", "{task}", "{shard}"),
     threads: settings.run.threads
     params:
-        answer=lambda wildcards: settings.answer_slice(wildcards.task),
+        answer=lambda wildcards: slices.answer_slice(settings, wildcards.task),
         model_sha256=MODEL_SHA256,
         shards=settings.run.shards,
         code=code_version("infer_sweep"),

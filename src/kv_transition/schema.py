@@ -8,64 +8,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from kv_transition import paths
 from kv_transition.budgets import UNCOMPRESSED, budget_label, parse_budget
 from kv_transition.files import canonical_json, sha256_text
-from kv_transition.methods import KNOWN_METHODS, canonical_name, configured_parameters
+from kv_transition.methods import KNOWN_METHODS, canonical_name
+from kv_transition.section import Name, Section, Text
 
 #: Methods that take a budget.
 EVICTIONS = [name for name in KNOWN_METHODS if name not in UNCOMPRESSED]
 Policy = Literal["zero", "exclude"]
 #: Failure policies, all of which are computed.
 POLICIES = get_args(Policy)
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-
-
-def _as_text(value: object) -> object:
-    """Numbers are accepted where a name is expected (`--config id=5`); 2e5 is not, since its spelling is lost."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return value
-
-
-Text = Annotated[str, BeforeValidator(_as_text)]
-Name = Annotated[str, BeforeValidator(_as_text), Field(pattern=NAME)]
-
-
-def _takes_text(annotation: Any) -> bool:
-    """Whether a key of this type may hold text, so that text given for it is not read as YAML."""
-    if annotation is str or get_origin(annotation) is Literal:
-        return True
-    if get_origin(annotation) in {Annotated, Union, UnionType}:
-        return any(_takes_text(part) for part in get_args(annotation))
-    return False
-
-
-class Section(BaseModel):
-    """A group of keys: unknown keys are refused, text is read as YAML where a key is not text."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_scalars(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping):
-            return data
-        read = dict(data)
-        for key, field in cls.model_fields.items():
-            value = read.get(key)
-            if isinstance(value, str) and (not _takes_text(field.annotation) or value in {"null", "~"}):
-                with suppress(yaml.YAMLError):
-                    read[key] = yaml.safe_load(value)
-            if isinstance(read.get(key), bool) and "bool" not in str(field.annotation):
-                raise ValueError(f"{key}: a number or text is expected, not {read[key]}")
-        return read
 
 
 class Experiment(Section):
@@ -423,43 +381,3 @@ class Settings(Section):
         return references + [
             f"{method}/{budget_label(b)}" for method in self.kv.methods for b in self.kv.budgets
         ]
-
-    def answer_slice(self, task: str) -> dict[str, Any]:
-        """What determines an answer of a task, hyper-parameters of all known methods included.
-
-        The chosen methods and budgets are left out on purpose: adding or removing one must not touch the others.
-        """
-        methods = configured_parameters(self.kv.model_dump())
-        return {
-            "engine": self.engine.model_dump(mode="json"),
-            "model": self.model.model_dump(mode="json"),
-            "kv": {"scope": self.kv.scope, "first_token": self.kv.first_token, "methods": methods},
-            "decoding": {
-                "max_new_tokens": self.decoding.max_new_tokens_by_task.get(
-                    task, self.decoding.max_new_tokens
-                ),
-                "stop": list(self.decoding.stop),
-            },
-        }
-
-    def table_slice(self, table: str) -> dict[str, Any]:
-        """What a table of the analysis depends on; every table holds both failure policies."""
-        keys = {
-            "bin_stats": ("bootstrap_replicates",),
-            "retention": ("bootstrap_replicates", "delta"),
-            "transition": ("transition_replicates", "tau", "min_active_share"),
-        }[table]
-        common = ("conf", "seed", "max_infrastructure_failures")
-        return {"policies": list(POLICIES), **self.analysis.model_dump(mode="json", include={*common, *keys})}
-
-    def figure_slice(self, task: str) -> dict[str, Any]:
-        """What a task's figures and their captions depend on, beside the tables."""
-        resolved = self.resolved()
-        keys = {
-            "scoring": ("primary",),
-            "kv": ("scope", "first_token"),
-            "analysis": ("policy", "tau", "conf", "min_active_share", "max_infrastructure_failures"),
-            "output": ("figure_dpi",),
-        }
-        chosen = {section: {key: resolved[section][key] for key in names} for section, names in keys.items()}
-        return {**chosen, "dataset": {"tasks": [task]}}

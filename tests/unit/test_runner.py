@@ -19,6 +19,7 @@ from kv_transition.files import read_parquet
 from kv_transition.run.requests import requests_of_example
 from kv_transition.run.runner import Shard, infer_shard
 from kv_transition.settings import from_mapping
+from kv_transition.slices import answer_slice
 
 CELLS = [("full", "full"), ("no_context", "full"), ("snapkv", "16"), ("random", "16"), ("snapkv", "4000")]
 REQUESTS = 4 + 3  # per example; random is drawn three times
@@ -64,7 +65,7 @@ def shard(model: Path, manifest: Manifest) -> Shard:
             "decoding": {"max_new_tokens": 6},
         }
     )
-    return Shard(manifest, 0, 1, settings.answer_slice("words"), "0" * 64)
+    return Shard(manifest, 0, 1, answer_slice(settings, "words"), "0" * 64)
 
 
 def run(
@@ -163,7 +164,7 @@ def test_what_determines_an_answer_is_in_its_key(
         }
         | {section: {**({"max_new_tokens": 6} if section == "decoding" else {}), **change}}
     )
-    computed = run(replace(shard, answer=other.answer_slice("words")), tmp_path)
+    computed = run(replace(shard, answer=answer_slice(other, "words")), tmp_path)
     assert computed == (2 * 6 if change == {"window": 4} else 6 * REQUESTS)
 
 
@@ -188,8 +189,8 @@ def test_text_the_model_does_not_know_is_refused_whether_it_was_answered_before_
         replace(example, context=f"{example.context} {'alien ' * 60}") for example in shard.manifest.examples
     ]
     foreign = replace(shard, manifest=replace(shard.manifest, examples=examples))
-    strict = from_mapping({"model": {"path": str(model)}, "decoding": {"max_new_tokens": 6}}).answer_slice(
-        "words"
+    strict = answer_slice(
+        from_mapping({"model": {"path": str(model)}, "decoding": {"max_new_tokens": 6}}), "words"
     )
     with pytest.raises(UserError, match=r"unknown to the model.*engine\.unknown_token_limit"):
         run(replace(foreign, answer=strict), tmp_path)
@@ -217,7 +218,7 @@ def test_the_guard_and_the_number_of_replicates_are_not_part_of_the_key(
         }
         | {"decoding": {"max_new_tokens": 6}}
     )
-    assert run(replace(shard, answer=more.answer_slice("words")), tmp_path) == 6
+    assert run(replace(shard, answer=answer_slice(more, "words")), tmp_path) == 6
 
 
 class Failing(BaseEngine):

@@ -12,6 +12,7 @@ from kv_transition import config_files
 from kv_transition.errors import ConfigError
 from kv_transition.files import canonical_json
 from kv_transition.settings import Settings, deep_merge, from_mapping, load_settings, parse_override
+from kv_transition.slices import answer_slice
 
 
 def test_the_generated_default_configuration_is_up_to_date(root: Path) -> None:
@@ -166,5 +167,5 @@ def test_a_file_changes_only_what_it_names(
 
 def test_what_decides_an_answer_does_not_name_the_chosen_methods_or_budgets() -> None:
     few = from_mapping({"kv": {"methods": ["tova"], "budgets": [64]}, "run": {"shards": 9}})
-    assert few.answer_slice("phrasebook_qa") == Settings().answer_slice("phrasebook_qa")
-    assert from_mapping({"kv": {"kernel": 7}}).answer_slice("x") != Settings().answer_slice("x")
+    assert answer_slice(few, "phrasebook_qa") == answer_slice(Settings(), "phrasebook_qa")
+    assert answer_slice(from_mapping({"kv": {"kernel": 7}}), "x") != answer_slice(Settings(), "x")
