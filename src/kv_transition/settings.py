@@ -118,10 +118,10 @@ def deep_merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str,
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """Turn `kv.window=16` into {"kv": {"window": 16}}, the value read as YAML."""
+    """Turn `kv.kernel=7` into {"kv": {"kernel": 7}}, the value read as YAML."""
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
-        raise ConfigError(f"--override {text}: write section.key=value, e.g. kv.window=16")
+        raise ConfigError(f"--override {text}: write section.key=value, e.g. kv.kernel=7")
     try:
         nested: Any = yaml.safe_load(value)
     except yaml.YAMLError:
@@ -158,7 +158,7 @@ def load_settings(
     Parameters
     ----------
     config_path : the experiment's YAML file; keys it does not name keep the values of config/default.yaml.
-    overrides : nested mapping, or texts such as "kv.window=16".
+    overrides : nested mapping, or texts such as "kv.kernel=7".
 
     Returns
     -------
