@@ -7,9 +7,13 @@ the kept positions are recovered from the cache itself: each kept key is looked 
 Scores that differ by less than rounding may be ordered either way: a word's key has the same norm wherever it stands
 in layer 0. Where a cut falls between such scores, the reference engine's side goes on with kvpress's choice, so that the
 logits and tokens can be compared all the same; the tests count how often (`Follower.ties`).
+
+`random` has no part in this: kvpress draws from torch's generator, this project from a hash of the example.
 """
 
 import itertools
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,27 +21,29 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from kv_transition.data.prompts import build_prompt
-from kv_transition.data.synthetic import make_records
-from kv_transition.data.tokenizer import ModelTokenizer
+from kv_transition.data.prompts import Prompt, build_prompt
+from kv_transition.data.synthetic import TASKS, make_records
 from kv_transition.engines import evictions
-from kv_transition.engines.base import Cell
+from kv_transition.engines.base import Cell, Decoding
 from kv_transition.engines.greedy import Ending, decode_cells
 from kv_transition.engines.llama import Llama
+from kv_transition.engines.reference import ReferenceEngine
 from kv_transition.engines.sweep import Compressor, Split, split_prompt
 from kv_transition.engines.weights import read_config, read_weights
 from kv_transition.methods import resolve_parameters
+from kv_transition.schema import Settings
 
 pytestmark = pytest.mark.kvpress
 
 WINDOW, KERNEL, SINKS = 8, 5, 4
-PARAMETERS = resolve_parameters(
-    {"snapkv": {"window": WINDOW, "kernel": KERNEL}, "streaming_llm": {"n_sink": SINKS}}
-)
+CHANGED_PARAMETERS = {"snapkv": {"window": WINDOW, "kernel": KERNEL}, "streaming_llm": {"n_sink": SINKS}}
+PARAMETERS = resolve_parameters(CHANGED_PARAMETERS)
 METHODS = ("snapkv", "streaming_llm", "observed_attention", "tova", "knorm")
 BUDGETS = (16, 24, 32, 48, 64)
-MODES = (("prompt", "full"), ("prompt", "compressed"), ("context", "compressed"))
-STEPS = 6
+MODE = ("prompt", "compressed")
+MODES = (("prompt", "full"), MODE, ("context", "compressed"))
+#: Six tokens, whatever they are.
+SIX_STEPS = Ending(6, (), frozenset(), lambda tokens: "")
 #: A GQA Llama whose answers depend on its cache (initializer_range).
 SHAPE = {
     "vocab_size": 200,
@@ -62,21 +68,20 @@ class Trace:
     logits: list[np.ndarray] = field(default_factory=list)
 
 
-def positions_kept(cache, full):
-    """Look each key of a cache up among the full cache's keys, bit for bit; both: per layer (K, positions, d).
+def positions_by_key(full):
+    """Where each key of a full cache stands, bit for bit, by layer and KV head; full: per layer (K, positions, d)."""
+    return [[{row.tobytes(): at for at, row in enumerate(head)} for head in whole] for whole in full]
+
+
+def positions_kept(cache, tables):
+    """Look each key of a cache, per layer (K, kept, d), up among the full cache's keys.
 
     A key that is not among them counts as position -1.
     """
-    kept = []
-    for own, whole in zip(cache, full, strict=True):
-        tables = [{row.tobytes(): at for at, row in enumerate(head)} for head in whole]
-        kept.append(
-            [
-                frozenset(table.get(row.tobytes(), -1) for row in head)
-                for table, head in zip(tables, own, strict=True)
-            ]
-        )
-    return kept
+    return [
+        [frozenset(table.get(row.tobytes(), -1) for row in head) for table, head in zip(*layer, strict=True)]
+        for layer in zip(tables, cache, strict=True)
+    ]
 
 
 class Follower(Compressor):
@@ -107,7 +112,16 @@ class Follower(Compressor):
 
 
 def reference_traces(
-    model, ids, context_len, cells, mode, theirs=None, off_by=0, alter=lambda caches: None, ties=None
+    model,
+    ids,
+    context_len,
+    cells,
+    mode,
+    theirs=None,
+    ending=SIX_STEPS,
+    ties=None,
+    off_by=0,
+    alter=lambda caches: None,
 ) -> dict[Cell, Trace]:
     """The reference engine's side; `off_by` and `alter` plant the errors of the negative controls."""
     split = split_prompt(len(ids), context_len, *mode)
@@ -121,8 +135,8 @@ def reference_traces(
         if cache.error:
             raise cache.error
     alter(caches)
-    full = [keys for keys, _ in caches[0].layers]
-    traces = [Trace(positions_kept([keys for keys, _ in cache.layers], full)) for cache in caches]
+    tables = positions_by_key([keys for keys, _ in caches[0].layers])
+    traces = [Trace(positions_kept([keys for keys, _ in cache.layers], tables)) for cache in caches]
     calls = []
 
     def extend(groups, tokens, position):
@@ -132,14 +146,12 @@ def reference_traces(
         return logits
 
     tail = ids[split.press_len :]
-    ending = Ending(STEPS, (), frozenset(), lambda tokens: "")
     layers = {number: cache.layers for number, cache in enumerate(caches)}
     answers = decode_cells(SimpleNamespace(extend=extend), layers, tail, split.press_len, first, ending)
     for number, trace in enumerate(traces):
         trace.tokens = answers[number].tokens
-        trace.logits = [logits[number] for _, logits in calls][-STEPS:]
-        if not tail:
-            trace.logits = [first, *trace.logits][-STEPS:]
+        logits = [rows[number] for _, rows in calls if number in rows]
+        trace.logits = ([first, *logits] if not tail else logits)[-len(trace.tokens) :]
     return {cache.cell: trace for cache, trace in zip(caches, traces, strict=True)}
 
 
@@ -175,15 +187,15 @@ class KVPress:
                 return kvpress.KnormPress(ratio)
         raise AssertionError(cell)
 
-    def traces(self, ids, context_len, cells, mode) -> dict[Cell, Trace]:
+    def traces(self, ids, context_len, cells, mode, ending=SIX_STEPS) -> dict[Cell, Trace]:
         import torch
 
         split = split_prompt(len(ids), context_len, *mode)
-        self.full_keys = {}
-        with torch.no_grad():
-            return {cell: self.trace(ids, split, cell) for cell in [Cell("full"), *cells]}
+        self.tables = {}
+        with torch.inference_mode():
+            return {cell: self.trace(ids, split, cell, ending) for cell in [Cell("full"), *cells]}
 
-    def trace(self, ids, split: Split, cell: Cell) -> Trace:
+    def trace(self, ids, split: Split, cell: Cell, ending: Ending) -> Trace:
         import contextlib
 
         import torch
@@ -191,10 +203,10 @@ class KVPress:
 
         kind = "eager" if cell.method == "observed_attention" else "sdpa"
         model, prompt = self.models[kind], torch.tensor([ids])
-        if kind not in self.full_keys:
+        if kind not in self.tables:
             cache = DynamicCache()
             model(prompt[:, : split.press_len], past_key_values=cache, logits_to_keep=1)
-            self.full_keys[kind] = [layer.keys[0].numpy() for layer in cache.layers]
+            self.tables[kind] = positions_by_key([layer.keys[0].numpy() for layer in cache.layers])
         requested = split.requested(cell)
         hooks = contextlib.nullcontext()
         if requested is not None:
@@ -202,16 +214,18 @@ class KVPress:
         cache = DynamicCache()
         with hooks:
             output = model(prompt[:, : split.press_len], past_key_values=cache, logits_to_keep=1)
-        kept = positions_kept([layer.keys[0].numpy() for layer in cache.layers], self.full_keys[kind])
+        kept = positions_kept([layer.keys[0].numpy() for layer in cache.layers], self.tables[kind])
         trace, start = Trace(kept), split.press_len
         tokens = prompt[:, start:]
-        for _ in range(STEPS):
+        for _ in range(ending.max_new_tokens):
             if tokens.shape[1]:
                 positions = torch.arange(start, start + tokens.shape[1])[None]
                 output = model(tokens, past_key_values=cache, position_ids=positions, logits_to_keep=1)
                 start += tokens.shape[1]
             trace.logits.append(output.logits[0, -1].numpy())
             trace.tokens.append(int(trace.logits[-1].argmax()))
+            if trace.tokens[-1] in ending.eos_ids:
+                break
             tokens = torch.tensor([trace.tokens[-1:]])
         return trace
 
@@ -225,7 +239,9 @@ def differences(ours: dict[Cell, Trace], theirs: dict[Cell, Trace]) -> list[str]
             found.append(f"{cell.method} {cell.label}: kept positions")
         if own.tokens != other.tokens:
             found.append(f"{cell.method} {cell.label}: tokens")
-        if any(np.abs(a - b).max() > 1e-3 * b.std() for a, b in zip(own.logits, other.logits, strict=True)):
+        # Where the tokens differ, one answer may end before the other.
+        steps = zip(own.logits, other.logits, strict=own.tokens == other.tokens)
+        if any(np.abs(a - b).max() > 1e-3 * b.std() for a, b in steps):
             found.append(f"{cell.method} {cell.label}: logits")
     return found
 
@@ -313,82 +329,194 @@ def tiny_reader(root) -> Path:
     return root / "resources" / "tiny-reader"
 
 
-def test_the_tiny_reader_answers_60_documents_as_kvpress_does(tiny_reader):
-    """Documents take turns with the three modes; every document sees every cell."""
-    tokenizer = ModelTokenizer(tiny_reader)
-    ours_tiny, kvpress_tiny = Llama(read_config(tiny_reader), read_weights(tiny_reader)), KVPress(tiny_reader)
-    cells = [Cell(method, budget) for method, budget in itertools.product(METHODS, (16, 48))]
-    found, ties = [], []
-    for number, record in enumerate(make_records("phrasebook_qa", 60, 64, 320, seed=5)):
-        prompt = tokenizer.prompt_ids(build_prompt("phrasebook_qa", record["input"], record["context"]))
-        mode = MODES[number % len(MODES)]
-        theirs = kvpress_tiny.traces(prompt.ids, prompt.context_len, cells, mode)
-        ours = reference_traces(ours_tiny, prompt.ids, prompt.context_len, cells, mode, theirs, ties=ties)
+@pytest.fixture(scope="module")
+def kvpress_tiny(tiny_reader) -> KVPress:
+    return KVPress(tiny_reader)
+
+
+@pytest.fixture(scope="module")
+def tiny_engine(tiny_reader) -> ReferenceEngine:
+    return ReferenceEngine(tiny_reader, "prompt", "compressed", CHANGED_PARAMETERS)
+
+
+def documents(count: int, shortest: int, longest: int) -> Iterator[Prompt]:
+    """Prompts of `shortest` to `longest` tokens of the tiny reader, the tasks in turn."""
+    records = [make_records(task, -(-count // len(TASKS)), shortest, longest, seed=5) for task in TASKS]
+    for number in range(count):
+        task, record = TASKS[number % len(TASKS)], records[number % len(TASKS)][number // len(TASKS)]
+        yield build_prompt(task, record["input"], record["context"])
+
+
+DEFAULTS = Settings()
+DEFAULT_GRID = [Cell(method, budget) for method, budget in itertools.product(METHODS, DEFAULTS.kv.budgets)]
+#: Documents that every cell of the default grid is compared on, at least.
+ENOUGH = 60
+
+
+def test_the_default_grid_is_the_one_that_is_compared():
+    kv = DEFAULTS.kv
+    assert set(kv.methods) - {"random"} <= set(METHODS)
+    assert (kv.scope, kv.first_token) == MODE
+    assert (kv.window, kv.kernel, kv.n_sink) == (WINDOW, KERNEL, SINKS)
+
+
+def test_the_tiny_reader_answers_the_default_grid_as_kvpress_does(tiny_engine, kvpress_tiny):
+    """Every active cell against kvpress's; inactive cells are copies of the full answer.
+
+    The first documents see the whole grid and are answered at the default length. Large budgets are active on few of
+    them, so that longer documents follow, until every cell was compared on `ENOUGH`.
+    """
+    model, tokenizer, config = tiny_engine.model, tiny_engine.tokenizer, tiny_engine.config
+    largest, eos = max(DEFAULTS.kv.budgets), frozenset(tokenizer.eos_ids)
+    prompts = itertools.chain(documents(ENOUGH, 64, 1024), documents(ENOUGH, largest + 1, largest + 128))
+    compared, copied, ties, found, answers = Counter(), 0, [], [], []
+    for number, prompt in enumerate(prompts):
+        due = [cell for cell in DEFAULT_GRID if number < ENOUGH or compared[cell] < ENOUGH]
+        if not due:
+            break
+        limit = DEFAULTS.decoding.max_new_tokens if number < ENOUGH else SIX_STEPS.max_new_tokens
+        ending = Ending(limit, (), eos, tokenizer.decode)
+        prompt_ids = tokenizer.prompt_ids(prompt)
+        ids = prompt_ids.ids
+        active = [cell for cell in due if cell.budget < len(ids)]
+        theirs = kvpress_tiny.traces(ids, prompt_ids.context_len, active, MODE, ending)
+        replayed = []
+        ours = reference_traces(
+            model, ids, prompt_ids.context_len, active, MODE, theirs, ending, ties=replayed
+        )
         found += [f"document {number}: {difference}" for difference in differences(ours, theirs)]
+        answers += [trace.tokens != theirs[Cell("full")].tokens for trace in theirs.values()]
+
+        swept = tiny_engine.sweep(prompt, [Cell("full"), *due], Decoding(limit), f"document {number}")
+        for cell, result in zip([Cell("full"), *due], swept, strict=True):
+            assert result.failure is None
+            if cell in theirs and cell not in {tied for tied, _, _ in replayed}:
+                text = tokenizer.decode([token for token in theirs[cell].tokens if token not in eos])
+                assert result.text == text, (number, cell)
+            if cell in theirs:
+                assert result.copied_from is None
+            else:
+                assert (result.copied_from, result.text) == ("full", swept[0].text), (number, cell)
+                assert (result.kv.active, result.kv.kept_min) == (False, len(ids))
+                copied += 1
+        compared.update(active)
+        ties += replayed
+    cells, tied = sum(compared.values()), Counter(cell.method for cell, _, _ in ties)
+    print(f"{number} documents, {cells} cells compared, {copied} copied, ties {dict(tied)}")
     assert found == []
-    heads = 60 * len(cells) * ours_tiny.config.num_hidden_layers * ours_tiny.config.num_key_value_heads
-    # Average-pooling gives the neighbours of a single peak the same score; this small model has such peaks.
-    assert len(ties) / heads < 0.05
+    assert set(compared) == set(DEFAULT_GRID)
+    assert min(compared.values()) >= ENOUGH
+    assert copied > 0
+    # Else equal answers would prove nothing.
+    assert sum(answers) > 0.25 * len(answers)
+    # In layer 0 all keys of this model have the same norm (rounding chooses among them), and average-pooling gives the
+    # neighbours of a single peak the same score.
+    assert all(layer == 0 for cell, layer, _ in ties if cell.method == "knorm")
+    heads = cells * config.num_hidden_layers * config.num_key_value_heads
+    assert sum(tied.values()) - tied["knorm"] < 0.01 * heads
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != MODE], ids="-".join)
+def test_the_tiny_reader_answers_as_kvpress_does_in_the_other_modes(tiny_engine, kvpress_tiny, mode):
+    found, compared, ties = [], 0, []
+    for number, prompt in enumerate(documents(20, 64, 320)):
+        prompt_ids = tiny_engine.tokenizer.prompt_ids(prompt)
+        ids, context_len = prompt_ids.ids, prompt_ids.context_len
+        split = split_prompt(len(ids), context_len, *mode)
+        cells = [Cell(*cell) for cell in itertools.product(METHODS, (16, 48)) if split.is_active(Cell(*cell))]
+        theirs = kvpress_tiny.traces(ids, context_len, cells, mode)
+        ours = reference_traces(tiny_engine.model, ids, context_len, cells, mode, theirs, ties=ties)
+        found += [f"document {number}: {difference}" for difference in differences(ours, theirs)]
+        compared += len(cells)
+    print(f"{compared} cells compared, ties {dict(Counter(cell.method for cell, _, _ in ties))}")
+    assert found == []
+    assert compared >= 0.9 * 20 * 2 * len(METHODS)
+    assert all(layer == 0 for cell, layer, _ in ties if cell.method == "knorm")
+    assert len([cell for cell, _, _ in ties if cell.method != "knorm"]) < 0.01 * compared * 6
 
 
 def test_the_answers_that_are_compared_depend_on_the_cache(ours_random):
     """Else equal answers would prove nothing."""
-    traces = reference_traces(ours_random, random_ids(512, 512), 505, GRID, ("prompt", "compressed"))
+    traces = reference_traces(ours_random, random_ids(512, 512), 505, GRID, MODE)
     full = traces.pop(Cell("full"))
     answers = {tuple(trace.tokens) for trace in traces.values()}
     assert len(answers) >= 20
     assert tuple(full.tokens) not in answers
 
 
-MODE = ("prompt", "compressed")
-IDS = random_ids(130, 130)
 CONTROL_CELLS = [cell for cell in GRID if cell.method != "knorm"]
 
 
-@pytest.fixture(scope="module")
-def control(kvpress_random) -> dict[Cell, Trace]:
-    return kvpress_random.traces(IDS, 0, CONTROL_CELLS, MODE)
+@dataclass
+class Control:
+    """A prompt that both sides answer alike, until an error is planted on one of them."""
+
+    name: str
+    model: Llama
+    ids: list[int]
+    theirs: dict[Cell, Trace]
+
+    def traces(self, **error) -> dict[Cell, Trace]:
+        return reference_traces(self.model, self.ids, 0, CONTROL_CELLS, MODE, self.theirs, **error)
+
+    def noticed(self, **error) -> list[str]:
+        return differences(self.traces(**error), self.theirs)
 
 
-def test_two_cells_swapped_are_noticed(ours_random, control):
-    traces = reference_traces(ours_random, IDS, 0, CONTROL_CELLS, MODE)
+@pytest.fixture(scope="module", params=["random", "tiny"])
+def control(request) -> Control:
+    if request.param == "random":
+        model, ids = request.getfixturevalue("ours_random"), random_ids(130, 130)
+    else:
+        engine = request.getfixturevalue("tiny_engine")
+        model, ids = engine.model, engine.tokenizer.prompt_ids(next(documents(1, 130, 130))).ids
+    theirs = request.getfixturevalue(f"kvpress_{request.param}").traces(ids, 0, CONTROL_CELLS, MODE)
+    return Control(request.param, model, ids, theirs)
+
+
+def test_without_a_planted_error_nothing_is_noticed(control):
+    assert control.noticed() == []
+
+
+def test_two_cells_swapped_are_noticed(control):
+    traces = control.traces()
     one, two = Cell("snapkv", 32), Cell("tova", 32)
     traces[one], traces[two] = traces[two], traces[one]
-    found = differences(traces, control)
+    found = differences(traces, control.theirs)
+    assert {"snapkv 32: kept positions", "tova 32: kept positions"} <= set(found)
     assert {difference.partition(":")[0] for difference in found} == {"snapkv 32", "tova 32"}
 
 
-def test_positions_off_by_one_are_noticed_in_every_cell(ours_random, control):
-    found = differences(reference_traces(ours_random, IDS, 0, CONTROL_CELLS, MODE, off_by=1), control)
-    assert len([difference for difference in found if difference.endswith("logits")]) == len(control)
+def test_positions_off_by_one_are_noticed_in_every_cell(control):
+    found = control.noticed(off_by=1)
+    assert len([difference for difference in found if difference.endswith("logits")]) == len(control.theirs)
 
 
-def test_one_replaced_position_of_one_head_is_noticed(ours_random, control):
+def test_one_replaced_position_of_one_head_is_noticed(control):
     victim = Cell("snapkv", 32)
 
     def replace_one(caches):
         full = caches[0].layers[1]
         cache = next(cache for cache in caches if cache.cell == victim)
-        absent = next(at for at in range(129) if at not in control[victim].kept[1][0])
+        positions = range(len(control.ids) - 1)
+        absent = next(at for at in positions if at not in control.theirs[victim].kept[1][0])
         for own, whole in zip(cache.layers[1], full, strict=True):
             own[0, 3] = whole[0, absent]
 
-    found = differences(
-        reference_traces(ours_random, IDS, 0, CONTROL_CELLS, MODE, alter=replace_one), control
-    )
-    assert {"snapkv 32: kept positions", "snapkv 32: logits"} <= set(found)
+    found = control.noticed(alter=replace_one)
+    assert "snapkv 32: kept positions" in found
+    # The tiny reader's attention is sharp: a position that it does not look at changes no logits.
+    assert control.name == "tiny" or "snapkv 32: logits" in found
     assert all(difference.startswith("snapkv 32:") for difference in found)
 
 
-def test_keys_of_a_neighbour_layer_are_noticed(ours_random, control):
+def test_keys_of_a_neighbour_layer_are_noticed(control):
     victim = Cell("tova", 48)
 
     def take_the_next_layers_keys(caches):
         cache = next(cache for cache in caches if cache.cell == victim)
         cache.layers[1] = (cache.layers[2][0], cache.layers[1][1])
 
-    found = differences(
-        reference_traces(ours_random, IDS, 0, CONTROL_CELLS, MODE, alter=take_the_next_layers_keys), control
-    )
+    found = control.noticed(alter=take_the_next_layers_keys)
     assert {"tova 48: kept positions", "tova 48: logits"} <= set(found)
     assert all(difference.startswith("tova 48:") for difference in found)
