@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+# As Snakemake does for its jobs, and before numpy is loaded: on a busy machine more threads make small matrices slower.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 #: With this variable set (as in CI) a test group whose requirement is missing fails instead of being skipped.
