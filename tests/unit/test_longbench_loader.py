@@ -1,4 +1,4 @@
-"""Records from folders, archives and the hub; every mistake in them is named with file and line."""
+"""Records from folders, archives and files; every mistake in them is named with file and line, or row."""
 
 import csv
 import json
@@ -11,11 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kv_transition.data import longbench_loader
 from kv_transition.data.longbench_loader import (
-    fetch_from_hub,
     find_task,
-    list_tasks,
+    list_longbench_tasks,
     read_records,
     write_records,
 )
@@ -55,7 +53,7 @@ def test_a_folder_gives_its_tasks_and_records(tmp_path: Path) -> None:
     write(tmp_path, *rows)
     write(tmp_path, record(), name="news.jsonl")
     (tmp_path / "notes.txt").write_text("no task")
-    assert list_tasks(tmp_path) == ["news", "qa"]
+    assert list_longbench_tasks(tmp_path) == ["news", "qa"]
     assert read_records(tmp_path, "qa") == rows
 
 
@@ -65,7 +63,7 @@ def test_an_archive_gives_its_tasks_from_any_inner_folder(tmp_path: Path, inner:
         archive.writestr(f"{inner}qa.jsonl", json.dumps(record()))
         archive.writestr(f"__MACOSX/{inner}._qa.jsonl", "rubbish")
         archive.writestr("README.md", "text")
-    assert list_tasks(tmp_path / "data.zip") == ["qa"]
+    assert list_longbench_tasks(tmp_path / "data.zip") == ["qa"]
     assert read_records(tmp_path / "data.zip", "qa") == [record()]
 
 
@@ -74,7 +72,7 @@ def test_a_task_that_an_archive_holds_twice_is_refused(tmp_path: Path) -> None:
         archive.writestr("a/qa.jsonl", json.dumps(record()))
         archive.writestr("b/qa.jsonl", json.dumps(record()))
     with pytest.raises(UserError, match=r"b/qa\.jsonl and a/qa\.jsonl"):
-        list_tasks(tmp_path / "data.zip")
+        list_longbench_tasks(tmp_path / "data.zip")
 
 
 def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
@@ -111,6 +109,61 @@ def test_a_missing_task_lists_the_tasks_that_are_there(tmp_path: Path, task: str
     assert f"no {task}.jsonl (case counts); it has other, qa" in error_of(tmp_path, task)
     with pytest.raises(UserError):
         find_task(tmp_path, task)
+
+
+def test_a_json_file_of_one_array_is_a_task(tmp_path: Path) -> None:
+    rows = [record(), record(_id="b")]
+    (tmp_path / "qa.json").write_text(json.dumps(rows, indent=1))
+    write(tmp_path, record(), name="news.jsonl")
+    assert list_longbench_tasks(tmp_path) == ["news", "qa"]
+    assert read_records(tmp_path, "qa") == read_records(tmp_path / "qa.json", "qa") == rows
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.write(tmp_path / "qa.json", "inner/qa.json")
+    assert list_longbench_tasks(tmp_path / "data.zip") == ["qa"]
+    assert read_records(tmp_path / "data.zip", "qa") == rows
+
+
+def test_a_json_file_without_an_array_is_no_task_and_said_so_when_asked_for(tmp_path: Path) -> None:
+    write(tmp_path, record(), name="news.jsonl")
+    (tmp_path / "qa.json").write_text('{"qa": 128}')
+    assert list_longbench_tasks(tmp_path) == ["news"]
+    assert "qa.json: expected one JSON array of records" in error_of(tmp_path)
+    assert "qa.json: expected a JSON array" in error_of(tmp_path / "qa.json")
+
+
+def test_a_task_that_a_folder_holds_in_two_forms_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, record())
+    (tmp_path / "qa.json").write_text(json.dumps([record()]))
+    with pytest.raises(UserError, match=r"qa\.jsonl and qa\.json are both files of task qa; keep one"):
+        list_longbench_tasks(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"input": "Who?", ', "qa.json: broken JSON"),
+        ("[]", "qa.json: no records"),
+        ("[1]", "qa.json, row 1: expected a JSON object, found int"),
+        (json.dumps([record(), record(answers="me")]), "qa.json, row 2: answers is one text"),
+        (json.dumps([record(), record()]), "qa.json: rows 1 and 2 have the same _id 'a'"),
+    ],
+)
+def test_a_mistake_in_an_array_is_named_with_its_row(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "qa.json").write_text(text)
+    assert message in error_of(tmp_path)
+
+
+def test_an_array_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "qa.json").write_bytes(
+        json.dumps([record(context="café")], ensure_ascii=False).encode("latin-1")
+    )
+    assert "qa.json: not UTF-8" in error_of(tmp_path)
+
+
+def test_the_tasks_of_a_path_that_is_no_hub_id_are_looked_for_on_this_machine_only(tmp_path: Path) -> None:
+    for source in (tmp_path / "nowhere", str(tmp_path / "nowhere"), "./nowhere", "nowhere"):
+        with pytest.raises(UserError, match=r"dataset\.path: there is no .*nowhere"):
+            list_longbench_tasks(source)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf\r\n"])
@@ -154,7 +207,9 @@ def test_texts_are_read_exactly_whatever_separators_they_hold(tmp_path_factory: 
         (record(length=True), "line 2: length must be a whole number"),
         (record(language=["en"]), "line 2: language must be a text or null"),
         (record(_id=7), "line 2: _id must be a text or null"),
-        (record(all_classes="x"), "line 2: all_classes must be a list of texts or null"),
+        (record(extra=[1]), "line 2: extra must be a JSON object or null, found [1]"),
+        (record(all_classes="x"), "line 2: all_classes is one text, expected a list"),
+        (record(all_classes=[1]), "line 2: all_classes must be a list of texts or null"),
         (
             '{"input": "\\ud83d", "context": "", "answers": []}',
             "line 2: a \\ud800-\\udfff escape stands alone",
@@ -177,8 +232,15 @@ def test_another_encoding_is_refused_with_its_line(tmp_path: Path, codec: str) -
 def test_optional_columns_may_be_absent_or_null(tmp_path: Path) -> None:
     bare = {"input": "", "context": "", "answers": []}
     nulls = record(length=None, dataset=None, language=None, _id=None)
-    write(tmp_path, bare, nulls, bare | {"extra": 1})
-    assert read_records(tmp_path, "qa") == [bare, nulls, bare | {"extra": 1}]
+    write(tmp_path, bare, nulls, bare | {"other": 1})
+    assert read_records(tmp_path, "qa") == [bare, nulls, bare | {"other": 1}]
+
+
+@pytest.mark.parametrize("extra", [None, {}, {"domain": "law", "choices": ["a", "b"]}])
+def test_extra_keeps_whatever_object_a_record_brings(tmp_path: Path, extra: Any) -> None:
+    rows = [record(extra=extra)]
+    write_records(tmp_path / "qa.jsonl", rows)
+    assert read_records(tmp_path, "qa") == rows
 
 
 def test_records_without_answers_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -193,8 +255,8 @@ def test_written_records_are_read_back(tmp_path: Path) -> None:
 
 
 def test_whole_official_tasks_are_read(shared: Path) -> None:
-    assert list_tasks(shared / "longbench") == ["multi_news", "multifieldqa_zh"]
-    for task in list_tasks(shared / "longbench"):
+    assert list_longbench_tasks(shared / "longbench") == ["multi_news", "multifieldqa_zh"]
+    for task in list_longbench_tasks(shared / "longbench"):
         records = read_records(shared / "longbench", task)
         gold = (shared / "longbench_gold" / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
         assert len(records) == 200
@@ -205,73 +267,4 @@ def test_samples_of_every_official_task_are_read(shared: Path) -> None:
     folder = shared / "longbench_subset"
     with (folder / "index.csv").open(encoding="utf-8", newline="") as file:
         expected = Counter(row["task"] for row in csv.DictReader(file))
-    assert {task: len(read_records(folder, task)) for task in list_tasks(folder)} == expected
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with two tasks on this disk instead of on the hub, reached through the real library."""
-    import datasets
-
-    repository = tmp_path / "repository"
-    (repository / "data").mkdir(parents=True)
-    write(repository / "data", record(), record(_id="b", input="Où ?"))
-    write(repository / "data", record(answers="me"), name="bad.jsonl")
-    configs = "".join(
-        f"- config_name: {task}\n  data_files:\n  - split: test\n    path: data/{task}.jsonl\n"
-        for task in ("qa", "bad")
-    )
-    (repository / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
-    monkeypatch.setattr(longbench_loader, "_check_connection", lambda: None)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    return repository
-
-
-def test_a_task_of_a_hub_repository_becomes_an_official_file(hub: Path, tmp_path: Path) -> None:
-    fetch_from_hub(str(hub), "qa", None, tmp_path / "raw" / "qa.jsonl")
-    assert read_records(tmp_path / "raw", "qa") == [record(), record(_id="b", input="Où ?")]
-
-
-def test_a_task_that_the_repository_lacks_leaves_no_file(hub: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"dataset\.hub_id") as error:
-        fetch_from_hub(str(hub), "news", None, tmp_path / "news.jsonl")
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "news.jsonl").exists()
-
-
-def test_unfit_records_of_a_repository_are_refused_before_anything_is_written(
-    hub: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=r"line 1: answers is one text"):
-        fetch_from_hub(str(hub), "bad", None, tmp_path / "bad.jsonl")
-    assert not (tmp_path / "bad.jsonl").exists()
-
-
-def test_a_repository_that_is_a_loading_script_is_read_from_its_archive(
-    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (hub / "README.md").unlink()
-    (hub / "repository.py").write_text("raise RuntimeError('never run')")
-    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
-        archive.write(hub / "data" / "qa.jsonl", "data/qa.jsonl")
-    monkeypatch.setattr(
-        longbench_loader, "_hub_archive", lambda repo_id, revision: str(tmp_path / "data.zip")
-    )
-    fetch_from_hub(str(hub), "qa", "5e628be", tmp_path / "qa.jsonl")
-    assert len(read_records(tmp_path, "qa")) == 2
-
-
-def test_without_a_network_the_hub_is_refused_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import requests
-    from huggingface_hub import constants
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise requests.exceptions.ConnectionError("no network")
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(requests, "head", refuse)
-    monkeypatch.setattr(longbench_loader, "_hub_rows", lambda *args: pytest.fail("the client was asked"))
-    with pytest.raises(UserError, match=r"cannot be reached.*dataset\.path"):
-        fetch_from_hub("owner/name", "qa", None, tmp_path / "qa.jsonl")
+    assert {task: len(read_records(folder, task)) for task in list_longbench_tasks(folder)} == expected

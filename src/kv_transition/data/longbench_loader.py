@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
+from kv_transition.data import longbench_v2
+from kv_transition.data.columns import check_row, optional_text, optional_texts, optional_whole_number, texts
+from kv_transition.data.excerpts import shown
+from kv_transition.data.hub import HubRepository
+from kv_transition.data.json_lines import BYTE_ORDER_MARK, parse_json, parse_json_lines
 from kv_transition.errors import UserError
-from kv_transition.files import write_text
+from kv_transition.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +28,8 @@ Record = dict[str, Any]
 #: What every record must have; LongBench's other columns may be absent or null.
 REQUIRED = ("input", "context", "answers")
 
-#: Long enough for a slow line, short enough to notice a missing one.
-CONNECTION_TIMEOUT_S = 5
+#: A file of one record a line, or of one array of records.
+SUFFIXES = (".jsonl", ".json")
 
 
 @dataclass(frozen=True)
@@ -35,13 +42,42 @@ class TaskFile:
     def __str__(self) -> str:
         return f"{self.path}:{self.member}" if self.member else str(self.path)
 
+    @property
+    def task(self) -> str:
+        """The task that the file belongs to: its name says it, or it is LongBench v2 under the name data.json."""
+        name = PurePosixPath(self.member or self.path.as_posix())
+        if name.name == "data.json" and self._holds(b'"choice_A"'):
+            return longbench_v2.TASK
+        return name.stem
+
+    def is_array(self) -> bool:
+        """Whether the file holds one JSON array."""
+        with self._open() as file:
+            return file.read(1024).removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"[")
+
     def read(self) -> bytes:
         """The file's bytes."""
+        with self._open() as file:
+            return file.read()
+
+    def _holds(self, text: bytes) -> bool:
+        with self._open() as file:
+            tail = b""
+            while block := file.read(1 << 20):
+                if text in tail + block:
+                    return True
+                tail = block[-len(text) :]
+        return False
+
+    @contextmanager
+    def _open(self) -> Iterator[IO[bytes]]:
         try:
             if self.member is None:
-                return self.path.read_bytes()
-            with zipfile.ZipFile(self.path) as archive:
-                return archive.read(self.member)
+                with self.path.open("rb") as file:
+                    yield file
+            else:
+                with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as member:
+                    yield member
         except (
             OSError,
             RuntimeError,
@@ -52,121 +88,152 @@ class TaskFile:
 
 
 def _task_files(path: str | Path) -> dict[str, TaskFile]:
+    """Files by their tasks: of a folder, of a zip archive, or one file itself."""
     source = Path(path)
-    if source.is_dir():
-        return {file.stem: TaskFile(file) for file in sorted(source.glob("*.jsonl")) if file.is_file()}
-    if not source.exists():
-        raise UserError(
-            f"dataset.path: there is no {source}; give a folder with <task>.jsonl files, or a zip of them"
-        )
-    if not zipfile.is_zipfile(source):
-        raise UserError(
-            f"dataset.path: {source} is neither a folder nor a zip archive; give the folder of the task files"
-        )
     files: dict[str, TaskFile] = {}
-    with zipfile.ZipFile(source) as archive:
-        for member in sorted(archive.namelist()):
-            name = PurePosixPath(member)
-            # macOS adds a "._<name>" beside every file it packs.
-            if name.suffix != ".jsonl" or name.name.startswith("."):
-                continue
-            if name.stem in files:
-                raise UserError(
-                    f"{source}: {member} and {files[name.stem].member} are both files of task {name.stem}; keep one"
-                )
-            files[name.stem] = TaskFile(source, member)
+    for file in _candidates(source):
+        task = file.task
+        if task in files:
+            first = files[task]
+            raise UserError(
+                f"{source}: {file.member or file.path.name} and {first.member or first.path.name} are both files of "
+                f"task {task}; keep one"
+            )
+        files[task] = file
     return files
 
 
-def list_tasks(path: str | Path) -> list[str]:
-    """Names of the tasks in a folder of `<task>.jsonl` files, or in a zip archive that holds them in any folder.
+def _candidates(source: Path) -> list[TaskFile]:
+    if source.is_dir():
+        files = [TaskFile(path) for path in sorted(source.iterdir()) if path.is_file()]
+    elif not source.exists():
+        raise UserError(
+            f"dataset.path: there is no {source}; give a folder with <task>.jsonl files, or a zip of them"
+        )
+    elif source.suffix in SUFFIXES:
+        return [TaskFile(source)]
+    elif not zipfile.is_zipfile(source):
+        raise UserError(
+            f"dataset.path: {source} is neither a folder nor a zip archive; give the folder of the task files"
+        )
+    else:
+        with zipfile.ZipFile(source) as archive:
+            files = [TaskFile(source, member) for member in sorted(archive.namelist())]
+    return [file for file in files if _may_be_task(file)]
+
+
+def _may_be_task(file: TaskFile) -> bool:
+    name = PurePosixPath(file.member or file.path.as_posix())
+    # macOS adds a "._<name>" beside every file it packs; a .json file without an array is somebody's settings.
+    hidden = file.member is not None and name.name.startswith(".")
+    return not hidden and (name.suffix == ".jsonl" or (name.suffix == ".json" and file.is_array()))
+
+
+def list_longbench_tasks(source: str | Path, revision: str | None = None) -> list[str]:
+    """Names of the tasks that a source holds, as the source itself tells them.
+
+    Parameters
+    ----------
+    source : a folder of `<task>.jsonl` or `<task>.json` files, a zip archive that holds them in any folder, one such
+        file, or, when no such path exists, a dataset on the Hugging Face hub (owner/name).
+    revision : commit, branch or tag of a dataset on the hub.
 
     Raises
     ------
     UserError
-        When the path is missing or neither of these.
+        When the source is missing, out of reach or none of these.
     """
-    return sorted(_task_files(path))
+    if isinstance(source, str) and not Path(source).exists() and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
+        repository = HubRepository(source, revision)
+        files = _hub_files(repository)
+        return sorted(repository.configurations() if files is None else files)
+    return sorted(_task_files(source))
 
 
 def find_task(path: str | Path, task: str) -> TaskFile:
-    """The file of a task, by its exact, case-sensitive name; a `path` that is its .jsonl file is taken as such.
+    """The file of a task in a folder, an archive or a file, by the task's exact, case-sensitive name.
 
     Raises
     ------
     UserError
         When there is no such task, naming those that there are.
     """
-    if Path(path).name == f"{task}.jsonl" and Path(path).is_file():
-        return TaskFile(Path(path))
+    other = Path(path) / f"{task}.json"
     files = _task_files(path)
+    if task not in files and other.is_file():
+        raise UserError(
+            f"{other}: expected one JSON array of records; write [...] around them, or one record a line into "
+            f"{task}.jsonl"
+        )
+    return _task_file(files, task, str(path))
+
+
+def _task_file(files: Mapping[str, TaskFile], task: str, source: str) -> TaskFile:
     if task not in files:
         there = ", ".join(sorted(files)) or "no .jsonl file at all"
-        raise UserError(f"dataset.tasks: {path} has no {task}.jsonl (case counts); it has {there}")
+        raise UserError(f"dataset.tasks: {source} has no {task}.jsonl (case counts); it has {there}")
     return files[task]
 
 
 def read_records(path: str | Path, task: str) -> list[Record]:
-    """Records of a task, in file order, texts untouched.
+    """Records of a task, in file order, texts untouched; those of LongBench v2 in the columns of all others.
 
     Parameters
     ----------
-    path : a folder or zip archive (see :func:`list_tasks`), or one .jsonl file.
+    path : a folder, a zip archive or a file (see :func:`list_longbench_tasks`).
 
     Returns
     -------
-    One dict a line, with at least `input`, `context` and `answers`.
+    One dict a record, with at least `input`, `context` and `answers`.
 
     Raises
     ------
     UserError
-        Naming file and line: not UTF-8, broken JSON, no object, missing columns, wrong types, doubled `_id`; naming
-        the file: missing or empty.
+        Naming file and line, or row of an array: not UTF-8, broken JSON, no object, missing columns, wrong types,
+        doubled `_id`; naming the file: missing or empty.
     """
-    file = find_task(path, task)
-    return _checked(_parsed(file.read(), str(file)), str(file))
+    return _records(find_task(path, task))
+
+
+def _records(file: TaskFile) -> list[Record]:
+    name = str(file)
+    if name.endswith(".json"):
+        return _checked(_parsed_array(file.read(), name), name, "row")
+    return _checked([value for value, _ in parse_json_lines(file.read(), name)], name, "line")
 
 
 def write_records(path: str | Path, records: Iterable[Mapping[str, object]]) -> None:
     """Write records as :func:`read_records` reads them, one JSON object a line, whole or not at all."""
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
-def _parsed(content: bytes, name: str) -> list[object]:
-    # Split at newlines only: the texts hold other line separators, raw.
-    lines = content.removeprefix(b"\xef\xbb\xbf").rstrip().split(b"\n")
-    if lines == [b""]:
-        raise UserError(f"{name}: the file is empty; it should hold one JSON object a line")
-    return [_parse_line(line, f"{name}, line {number}") for number, line in enumerate(lines, start=1)]
+def _parsed_array(content: bytes, name: str) -> list[object]:
+    expected = "one whole JSON array of objects is expected; fetch the file again"
+    rows = parse_json(content.removeprefix(BYTE_ORDER_MARK), name, expected)
+    if not isinstance(rows, list):
+        raise UserError(f"{name}: expected a JSON array of objects, found {type(rows).__name__}")
+    return rows
 
 
-def _parse_line(line: bytes, where: str) -> object:
-    if not line.strip():
-        raise UserError(
-            f"{where}: the line is blank; remove it, or fetch the file again if a record is missing there"
-        )
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: broken JSON ({error}); one whole JSON object a line is expected") from None
-
-
-def _checked(rows: Iterable[object], name: str) -> list[Record]:
-    """The rows as records, every one of them checked."""
+def _checked(rows: Iterable[object], name: str, unit: str) -> list[Record]:
+    """The rows as records, every one of them checked; errors count them by the unit, "line" or "row"."""
     records: list[Record] = []
     first_line: dict[str, int] = {}
     without_answers = 0
     for number, row in enumerate(rows, start=1):
-        record = _check_record(row, f"{name}, line {number}")
+        where = f"{name}, {unit} {number}"
+        record = _check_record(longbench_v2.to_record(row, where) if longbench_v2.is_v2(row) else row, where)
         own_id = record.get("_id")
         if own_id and first_line.setdefault(own_id, number) != number:
             raise UserError(
-                f"{name}: lines {first_line[own_id]} and {number} have the same _id {own_id!r}; keep one of them"
+                f"{name}: {unit}s {first_line[own_id]} and {number} have the same _id {own_id!r}; keep one of them"
             )
-        without_answers += not record["answers"]
+        # Published scores may come without the reference answers behind them.
+        without_answers += not (record["answers"] or (record.get("extra") or {}).get("answers"))
         records.append(record)
+    if not records:
+        raise UserError(f"{name}: no records; check dataset.tasks and where the records come from")
     if without_answers:
         logger.warning(
             "%s: %d records have no answer; they score 0 whatever is replied", name, without_answers
@@ -174,45 +241,23 @@ def _checked(rows: Iterable[object], name: str) -> list[Record]:
     return records
 
 
-def _is_text_list(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _check_record(row: object, where: str) -> Record:
-    """The row, if it is a record."""
-    if not isinstance(row, dict):
-        raise UserError(
-            f"{where}: expected a JSON object, found {type(row).__name__}; one object a line is expected"
-        )
-    missing = [column for column in REQUIRED if column not in row]
-    if missing:
-        raise UserError(
-            f"{where}: missing {', '.join(missing)}; it has {', '.join(row) or 'no columns'}; rename or add them"
-        )
-    answers, length, classes = row["answers"], row.get("length"), row.get("all_classes")
-    if isinstance(answers, str):
-        raise UserError(f'{where}: answers is one text, expected a list of texts; write ["..."] around it')
-    if not _is_text_list(answers):
-        raise UserError(f"{where}: answers must be a list of texts, found {_shown(answers)}")
+def _check_record(value: object, where: str) -> Record:
+    """The value, if it is a record."""
+    row = check_row(value, REQUIRED, where)
+    texts(row, "answers", where)
     for column in ("input", "context"):
         if not isinstance(row[column], str):
             raise UserError(
-                f'{where}: {column} must be a text, found {_shown(row[column])}; write "" where there is none'
+                f'{where}: {column} must be a text, found {shown(row[column])}; write "" where there is none'
             )
     for column in ("_id", "dataset", "language"):
-        if not isinstance(row.get(column), str | None):
-            raise UserError(f"{where}: {column} must be a text or null, found {_shown(row[column])}")
-    if not isinstance(length, int | None) or isinstance(length, bool):
-        raise UserError(f"{where}: length must be a whole number or null, found {_shown(length)}")
-    if classes is not None and not _is_text_list(classes):
-        raise UserError(f"{where}: all_classes must be a list of texts or null, found {_shown(classes)}")
+        optional_text(row, column, where)
+    optional_whole_number(row, "length", where)
+    optional_texts(row, "all_classes", where)
+    if not isinstance(row.get("extra"), dict | None):
+        raise UserError(f"{where}: extra must be a JSON object or null, found {shown(row['extra'])}")
     _check_storable(row, where)
     return row
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _check_storable(record: Mapping[str, object], where: str) -> None:
@@ -225,65 +270,44 @@ def _check_storable(record: Mapping[str, object], where: str) -> None:
         ) from None
 
 
-def fetch_from_hub(repo_id: str, task: str, revision: str | None, out_path: str | Path) -> None:
+def fetch_from_hub(
+    repo_id: str, task: str, revision: str | None, out_path: str | Path, sha256: str | None = None
+) -> None:
     """Write a task's records from the Hugging Face hub as one official-format .jsonl file, whole or not at all.
 
-    The repository's data files are read with `datasets` (configuration `task`, split "test"). A repository that is
-    still a loading script, which `datasets` no longer runs, is read from the archive data.zip beside the script.
+    They come from the repository's data.zip, else from its data.json if that is LongBench v2, else from the
+    configuration `task` of its data files.
+
+    Parameters
+    ----------
+    sha256 : what data.zip or data.json must have; None if only the hub's own value counts.
 
     Raises
     ------
     UserError
-        At once when the hub cannot be reached; when repository, revision or task are missing; for records that
-        :func:`read_records` would refuse.
+        At once when the hub cannot be reached; when repository, revision or task are missing; when the download
+        breaks off for good or has another checksum; for records that :func:`read_records` would refuse.
     """
-    _check_connection()
-    name = f"{repo_id} ({task}, revision {revision or 'newest'})"
-    rows = _checked(_hub_rows(repo_id, task, revision, name), name)
-    if not rows:
-        raise UserError(f"{name}: no records; check dataset.hub_id and dataset.revision")
-    write_records(out_path, rows)
-
-
-def _check_connection() -> None:
-    """Fail at once where the hub's client would retry for half a minute."""
-    import requests
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return  # nothing is sent: the client looks into its cache only
-    try:
-        requests.head(constants.ENDPOINT, timeout=CONNECTION_TIMEOUT_S)
-    except requests.RequestException as error:
+    repository = HubRepository(repo_id, revision)
+    files = _hub_files(repository, sha256)
+    if files is not None:
+        records = _records(_task_file(files, task, str(repository)))
+    elif sha256 is not None:
         raise UserError(
-            f"dataset.hub_id: the hub cannot be reached ({type(error).__name__}); download the task files elsewhere and set "
-            "dataset.path to their folder, or set HF_HUB_OFFLINE=1 to use what is already in the hub's cache"
-        ) from None
+            f"dataset.sha256: {repository} has neither data.zip nor a data.json of LongBench v2, so there is no one file "
+            "to compare; remove the key and pin dataset.revision"
+        )
+    else:
+        records = _checked(repository.rows(task), f"{repository}, {task}", "row")
+    write_records(out_path, records)
 
 
-def _hub_rows(repo_id: str, task: str, revision: str | None, name: str) -> list[Any]:
-    import datasets
-
-    try:
-        try:
-            return list(datasets.load_dataset(repo_id, name=task, split="test", revision=revision))
-        except RuntimeError as error:
-            if "scripts are no longer supported" not in str(error):
-                raise
-            return list(read_records(_hub_archive(repo_id, revision), task))
-    except UserError:
-        raise
-    except (
-        Exception
-    ) as error:  # the hub's client raises dozens of types; all mean that these records cannot be had
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"dataset.hub_id: {name} cannot be loaded ({type(error).__name__}: {reason}); check dataset.hub_id, "
-            "dataset.revision and dataset.tasks, or set dataset.path to a folder with the task files"
-        ) from None
-
-
-def _hub_archive(repo_id: str, revision: str | None) -> str:
-    from huggingface_hub import hf_hub_download
-
-    return str(hf_hub_download(repo_id, "data.zip", repo_type="dataset", revision=revision))
+def _hub_files(repository: HubRepository, sha256: str | None = None) -> dict[str, TaskFile] | None:
+    """Files of the tasks in the repository's data.zip or data.json; None for a dataset of another layout."""
+    archive = repository.file("data.zip", sha256)
+    if archive is not None:
+        return _task_files(archive)
+    path = repository.file("data.json", sha256)
+    if path is not None and TaskFile(path).task == longbench_v2.TASK:
+        return {longbench_v2.TASK: TaskFile(path)}
+    return None
