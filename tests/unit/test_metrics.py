@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kv_transition.data.longbench_tasks import TASK_FACTS
 from kv_transition.eval.metrics import METRICS, exact_match, f1, normalize_answer
 
 #: Any text a model can emit, lone surrogates too.
@@ -90,6 +91,10 @@ def test_an_answer_of_100000_characters_is_scored(text):
     assert f1(text, ["no such thing"])[0] == 0.0
 
 
-@pytest.mark.parametrize(("name", "score"), [("em", 0.0), ("f1", 0.4)])
+@pytest.mark.parametrize(("name", "score"), [("em", 0.0), ("f1", 0.4), ("qa_f1", 0.5), ("count", 0.0)])
 def test_every_metric_is_called_the_same_way(name, score):
     assert METRICS[name]("the city of Paris", ["paris"], []) == pytest.approx(score)
+
+
+def test_every_official_metric_of_longbench_can_be_chosen():
+    assert {facts.metric for facts in TASK_FACTS.values()} | {"em", "f1"} == set(METRICS)

@@ -12,6 +12,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from kv_transition.eval.longbench_metrics import OFFICIAL_METRICS
+
 #: A metric: (answer, reference answers, class names of the task or ()) -> score in [0, 1].
 Metric = Callable[[str, Sequence[str], Sequence[str]], float]
 
@@ -86,5 +88,5 @@ def _f1_metric(prediction: str, answers: Sequence[str], classes: Sequence[str]) 
     return f1(prediction, answers)[0]
 
 
-#: Metrics that can be a task's primary one, by the name used in the configuration.
-METRICS: dict[str, Metric] = {"em": _em_metric, "f1": _f1_metric}
+#: Metrics that can be a task's primary one, by the name used in the configuration: the two above and LongBench's own.
+METRICS: dict[str, Metric] = {"em": _em_metric, "f1": _f1_metric, **OFFICIAL_METRICS}

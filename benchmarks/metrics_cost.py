@@ -1,0 +1,187 @@
+"""What LongBench's metrics cost here and in the packages that its own evaluation uses, on real answers.
+
+    make setup-bench
+    python benchmarks/metrics_cost.py                  all three metrics, about half a minute
+    python benchmarks/metrics_cost.py --repeats 9
+
+Both sides score the same rows (an answer with its gold answers) in turns, and have to give equal values. The gold
+answers have been seen before, as they have when one more budget is scored. The ratio of the CPU times is the result:
+seconds belong to the machine. Ends with 1 if a ratio is below its bar.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import statistics
+import string
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kv_transition.data.longbench_tasks import TASK_FACTS
+from kv_transition.eval.failure_taxonomy import first_line
+from kv_transition.eval.longbench_metrics import OFFICIAL_METRICS
+
+#: An answer with its gold answers.
+Row = tuple[str, list[str]]
+Score = Callable[[str, str], float]
+
+SHARED = Path(os.environ.get("KV_TRANSITION_SHARED") or Path(__file__).parents[2] / "shared" / "data")
+PREDICTIONS = Path("predictions", "pred", "llama3-8b-instruct")
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One metric: its name here, the reference, the tasks and rows per task to take, and the ratio to reach."""
+
+    metric: str
+    reference: Score
+    tasks: tuple[str, ...]
+    rows: int
+    bar: float
+
+    def ours(self, row: Row) -> float:
+        """The score of a row with the metric of this project."""
+        return OFFICIAL_METRICS[self.metric](row[0], row[1], ())
+
+    def theirs(self, row: Row) -> float:
+        """The score of a row with the reference: the largest over its gold answers, one by one."""
+        return max(self.reference(row[0], answer) for answer in row[1])
+
+
+def reference_rouge() -> Score:
+    """ROUGE-L by the package `rouge`, for which an empty text is an error and worth 0."""
+    from rouge import Rouge
+
+    package = Rouge()
+
+    def score(prediction: str, answer: str) -> float:
+        try:
+            return float(package.get_scores([prediction], [answer], avg=True)["rouge-l"]["f"])
+        except (ValueError, RecursionError):
+            return 0.0
+
+    return score
+
+
+def reference_code() -> Score:
+    """Similarity of the first line of code by the package `fuzzywuzzy`, on top of difflib."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it recommends python-Levenshtein, which gives other values
+        from fuzzywuzzy import fuzz
+
+    def score(prediction: str, answer: str) -> float:
+        for line in prediction.lstrip("\n").split("\n"):
+            if not any(mark in line for mark in ("`", "#", "//")):
+                return float(fuzz.ratio(line, answer) / 100)
+        return float(fuzz.ratio("", answer) / 100)
+
+    return score
+
+
+def reference_f1(prediction: str, answer: str) -> float:
+    """F1 of two bags of words in the plainest way: one character at a time, the expression given on every call."""
+
+    def bag(text: str) -> Counter[str]:
+        marks = set(string.punctuation)
+        bare = "".join(character for character in text.lower() if character not in marks)
+        return Counter(" ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split()).split())
+
+    predicted, expected = bag(prediction), bag(answer)
+    common = sum((predicted & expected).values())
+    if common == 0:
+        return 0.0
+    precision, recall = common / sum(predicted.values()), common / sum(expected.values())
+    return (2 * precision * recall) / (precision + recall)
+
+
+def read_rows(tasks: Sequence[str], rows: int) -> list[Row]:
+    """The first rows of these tasks, as they are scored."""
+    read = []
+    for task in tasks:
+        lines = (SHARED / PREDICTIONS / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()[:rows]
+        cut = first_line if TASK_FACTS[task].first_line else str
+        read += [(cut(row["pred"]), row["answers"]) for row in map(json.loads, lines)]
+    return read
+
+
+def seconds(score: Callable[[Row], float], rows: Sequence[Row], rounds: int) -> float:
+    """CPU seconds to score all rows once: the mean of some rounds, so that the clock is fine enough."""
+    start = time.process_time()
+    for _ in range(rounds):
+        for row in rows:
+            score(row)
+    return (time.process_time() - start) / rounds
+
+
+def race(contest: Contest, repeats: int) -> bool:
+    """Time both sides in turns, print a line, and say whether the bar is reached."""
+    rows = read_rows(contest.tasks, contest.rows)
+    for row in rows:
+        ours, theirs = contest.ours(row), contest.theirs(row)
+        assert ours == theirs, (contest.metric, row, ours, theirs)
+    rounds = [max(1, round(0.3 / seconds(score, rows, 1))) for score in (contest.ours, contest.theirs)]
+    times = [
+        (seconds(contest.ours, rows, rounds[0]), seconds(contest.theirs, rows, rounds[1]))
+        for _ in range(repeats)
+    ]
+    ratios = sorted(theirs / ours for ours, theirs in times)
+    ratio = statistics.median(ratios)
+    speeds = [f"{len(rows) / statistics.median(column):10,.0f}" for column in zip(*times, strict=True)]
+    print(
+        f"{contest.metric:10}{len(rows):6}  {'  '.join(speeds)}  {ratio:7.1f}x  ({ratios[0]:.1f} to {ratios[-1]:.1f})"
+        f"  {contest.bar:4.0f}x  {'reached' if ratio >= contest.bar else 'MISSED'}"
+    )
+    return ratio >= contest.bar
+
+
+def contests() -> list[Contest]:
+    """The three metrics with a bar."""
+    summaries = ("gov_report", "multi_news", "qmsum", "samsum")
+    questions = ("narrativeqa", "qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "triviaqa")
+    return [
+        Contest("rouge_l", reference_rouge(), summaries, 10, 15),
+        Contest("code_sim", reference_code(), ("lcc",), 500, 4),
+        Contest("qa_f1", reference_f1, questions, 200, 6),
+    ]
+
+
+def main() -> int:
+    """Run the contests; 0 if every bar is reached."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=7, help="turns of each side")
+    options = parser.parse_args()
+    if not all(map(importlib.util.find_spec, ("rouge", "fuzzywuzzy"))):
+        print(
+            "the reference packages rouge and fuzzywuzzy are not installed: run make setup-bench",
+            file=sys.stderr,
+        )
+        return 1
+    if importlib.util.find_spec("Levenshtein"):
+        print(
+            "python-Levenshtein is installed, with which fuzzywuzzy gives other values: remove it",
+            file=sys.stderr,
+        )
+        return 1
+    if not (SHARED / PREDICTIONS).is_dir():
+        print(
+            f"no predictions in {SHARED / PREDICTIONS}: let KV_TRANSITION_SHARED name their folder",
+            file=sys.stderr,
+        )
+        return 1
+    print(f"{'metric':10}{'rows':>6}  {'ours /s':>10}  {'ref. /s':>10}  {'ratio':>8}  (range)  bar")
+    return int(not all([race(contest, options.repeats) for contest in contests()]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

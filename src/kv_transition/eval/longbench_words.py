@@ -1,0 +1,87 @@
+"""The words in which LongBench's F1 and its Chinese metrics compare texts.
+
+Source: THUDM/LongBench at 2e00731 (`LongBench/metrics.py`).
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import warnings
+from functools import cache
+from itertools import chain
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jieba import Tokenizer
+
+#: Punctuation that the official code deletes from Chinese words besides the ASCII one: first and last code points.
+_CHINESE_PUNCTUATION = (
+    *((0x2013, 0x2014), (0x2018, 0x2019), (0x201B, 0x201F), (0x2026, 0x2027)),  # –—, ‘’, ‛“”„‟, …‧
+    *(
+        (0x3001, 0x3003),
+        (0x300B, 0x3011),
+        (0x3014, 0x301F),
+    ),  # 、。〃, 》「」『』【】, 〔 to 〟; but neither 〈 nor 《
+    *((0x3030, 0x3030), (0x303E, 0x303F), (0xFE4F, 0xFE4F)),  # 〰, 〾〿, ﹏
+    *((0xFF01, 0xFF0D), (0xFF0F, 0xFF0F), (0xFF1A, 0xFF20)),  # ！ to －, ／, ： to ＠
+    *((0xFF3B, 0xFF40), (0xFF5B, 0xFF64)),  # ［ to ｀, ｛ to ､
+)
+
+_NO_ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_NO_PUNCTUATION = _NO_ASCII_PUNCTUATION | {
+    code: None for first, last in _CHINESE_PUNCTUATION for code in range(first, last + 1)
+}
+_ARTICLES = re.compile(r"\b(?:an?|the)\b")
+
+
+def normalized_words(text: str) -> list[str]:
+    """Words of a text between white space: lower case, without ASCII punctuation and the words a, an, the.
+
+    Punctuation is deleted, not replaced ("co-op" is "coop"), and only the ASCII one.
+    """
+    return list(chain.from_iterable(map(_normalized, text.split())))
+
+
+def normalized_chinese_words(text: str) -> list[str]:
+    """The words that jieba finds: lower case, without ASCII and (most) Chinese punctuation and white space."""
+    stripped = ("".join(word.lower().translate(_NO_PUNCTUATION).split()) for word in chinese_words(text))
+    return [word for word in stripped if word]
+
+
+def chinese_words(text: str) -> list[str]:
+    """A text as jieba cuts it, with its white space and punctuation."""
+    return list(_tokenizer().cut(text))
+
+
+class _Normalized(dict[str, tuple[str, ...]]):
+    """What is left of a word between white space, filled as words are met: mostly one word, or none.
+
+    None of an article or mere punctuation; more than one where a character that is neither letter, digit nor
+    punctuation stands beside an article ("€a+").
+    """
+
+    def __missing__(self, word: str) -> tuple[str, ...]:
+        left = tuple(_ARTICLES.sub(" ", word.lower().translate(_NO_ASCII_PUNCTUATION)).split())
+        if len(word) <= 64 and len(self) < 100_000:
+            self[word] = left
+        return left
+
+
+_normalized = _Normalized().__getitem__
+
+
+@cache
+def _tokenizer() -> Tokenizer:
+    """jieba with its own dictionary, whatever the process has done to jieba's shared one.
+
+    The dictionary is read from the package (1 s), not by way of jieba's cache: that is a file in the shared folder
+    for temporary files, which saves 0.3 s and which any other user of the machine may have put there.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes and deprecated imports in its source
+        import jieba
+    tokenizer = jieba.Tokenizer()
+    tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
+    tokenizer.initialized = True
+    return tokenizer
