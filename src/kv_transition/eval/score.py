@@ -12,7 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from kv_transition.data.longbench_tasks import task_facts
 from kv_transition.data.manifest import Manifest, read_manifest
+from kv_transition.data.synthetic import TASKS as SYNTHETIC_TASKS
 from kv_transition.errors import UserError
 from kv_transition.eval.failure_taxonomy import (
     FORMATS,
@@ -23,6 +25,7 @@ from kv_transition.eval.failure_taxonomy import (
     findings_of_failure,
     first_line,
 )
+from kv_transition.eval.longbench_metrics import check_gold, recursion_artefact
 from kv_transition.eval.metrics import METRICS, exact_match, f1, normalize_answer
 from kv_transition.eval.score_cache import Entry, ScoreCache
 from kv_transition.eval.shards import check_coverage, read_shard
@@ -38,21 +41,23 @@ _FLAGS = ("timeout", "engine_error", "empty_output", "refusal", "truncated", "fo
 SCORE_SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("request_id", "run_id", "task", "example_id", "cluster_id")),
-        *((name, pa.int32()) for name in ("bin_idx", "token_len")),
+        *((name, pa.int32()) for name in ("bin_idx", "token_len", "length")),
         *((name, pa.string()) for name in ("method", "budget")),
         ("budget_value", pa.float64()),
         ("replicate", pa.int32()),
+        ("protocol", pa.string()),
         ("metric", pa.string()),
         *((name, pa.float64()) for name in ("score", "em", "f1")),
         *((name, pa.string()) for name in ("pred_norm", "gold_norm", "failure")),
         *((f"flag_{flag}", pa.bool_()) for flag in _FLAGS),
-        *((name, pa.int32()) for name in ("prompt_tokens", "completion_tokens")),
+        *((name, pa.int32()) for name in ("prompt_tokens", "dropped_tokens", "completion_tokens")),
         *((name, pa.float64()) for name in ("kept_mean", "kept_min", "kept_max")),
         ("press_len", pa.int32()),
         ("bytes_kept", pa.int64()),
         ("active", pa.bool_()),
         ("verified", pa.string()),
         ("one_token", pa.bool_()),
+        ("recursion_artefact", pa.bool_()),
     ]
 )
 
@@ -62,6 +67,7 @@ _COMPUTED = (
         "cluster_id",
         "bin_idx",
         "token_len",
+        "length",
         "metric",
         "score",
         "em",
@@ -72,9 +78,13 @@ _COMPUTED = (
     ),
     *(f"flag_{flag}" for flag in _FLAGS),
     "one_token",
+    "recursion_artefact",
 )
 _COPIED = tuple(name for name in SCORE_SCHEMA.names if name not in _COMPUTED)
-_ANSWER = ("example_id", "text", "finish_reason", "failure", "completion_tokens")
+_ANSWER = ("example_id", "text", "given_score", "finish_reason", "failure", "completion_tokens")
+
+#: The metric of a published result that came with its score and without a text.
+GIVEN = "published"
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,7 @@ class _Example:
     cluster_id: str
     bin_idx: int
     token_len: int
+    length: int | None
     answers: list[str]
     classes: list[str]
 
@@ -93,7 +104,7 @@ class _Rules:
     """The scoring rules as they apply to one task: with an answer and its example they determine the score."""
 
     task: str
-    primary: str
+    metric: str
     answer_format: str | None
     first_line_only: bool
     refusal_patterns: tuple[str, ...]
@@ -113,14 +124,18 @@ def score_task(
     ----------
     manifest_path : the task's manifest.json.
     response_paths : the shards of all runs of the task; single shards of a run may be empty.
-    scoring : "primary" (a name in METRICS), "formats" {task: one of FORMATS}, "first_line_tasks" (tasks of which
-        only the first line is scored), "refusal_patterns" (regular expressions), "code" (hash of the code).
+    scoring : "primary" (a name in METRICS, or "official": the task's own, see :func:`metric_of_task`), "metrics"
+        {task: what official means}, "formats" {task: one of FORMATS}, "first_line_tasks" (tasks of which only the first
+        line is scored), "refusal_patterns" (regular expressions), "code" (hash of the code). LongBench's tasks have their
+        format and first-line rule by themselves.
     cache_dir : folder of the score cache.
 
     Returns
     -------
     Table with SCORE_SCHEMA, sorted by SORT_BY. `score`, `em`, `f1` and the normalised texts are null where no
-    answer came back; `one_token` is true where the answer's text is known to be one token at most.
+    answer came back; `one_token` is true where the answer's text is known to be one token at most;
+    `recursion_artefact` where LongBench's own code may give 0 because the text exceeds Python's recursion limit. A
+    published score without a text has the metric "published" and neither em, f1 nor normalised texts.
 
     Raises
     ------
@@ -132,6 +147,10 @@ def score_task(
     rules = _rules_of_task(scoring, task)
     if rules.answer_format == "class":
         _check_classes(manifest_path, task, examples)
+    if scoring["primary"] == "official" and task not in scoring["metrics"]:
+        for example in examples.values():
+            if example.answers:  # published scores may come without them
+                check_gold(task, example.answers, example.classes)
     paths = sorted(Path(path) for path in response_paths)
     check_coverage(task, examples.keys(), paths)
     refusals = compile_refusals(rules.refusal_patterns)
@@ -155,6 +174,7 @@ def _examples(manifest: Manifest) -> dict[str, _Example]:
             cluster_id=example.cluster_id,
             bin_idx=entry.bin_idx,
             token_len=entry.token_len,
+            length=example.meta.get("length"),
             answers=example.answers,
             classes=example.meta.get("all_classes") or [],
         )
@@ -162,22 +182,43 @@ def _examples(manifest: Manifest) -> dict[str, _Example]:
     }
 
 
-def _rules_of_task(scoring: Mapping[str, Any], task: str) -> _Rules:
-    primary = scoring["primary"]
-    if primary not in METRICS:
+def metric_of_task(task: str, primary: str, metrics: Mapping[str, str]) -> str:
+    """The name of the metric that is a task's score.
+
+    Parameters
+    ----------
+    primary : a name in METRICS, or "official": LongBench's metric of its tasks, exact match for the synthetic ones,
+        for any other what `metrics` says, else f1.
+
+    Raises
+    ------
+    UserError
+        For a name that is no metric.
+    """
+    facts = task_facts(task)
+    own = "em" if task in SYNTHETIC_TASKS else "f1"
+    official = metrics.get(task) or (facts.metric if facts else own)
+    metric = official if primary == "official" else primary
+    if metric not in METRICS:
         raise UserError(
-            f"scoring.primary: {primary!r} is no metric; choose one of {', '.join(sorted(METRICS))}"
+            f"scoring.primary: {metric!r} is no metric; choose official or one of {', '.join(sorted(METRICS))}"
         )
-    answer_format = scoring["formats"].get(task)
+    return metric
+
+
+def _rules_of_task(scoring: Mapping[str, Any], task: str) -> _Rules:
+    facts = task_facts(task)
+    metric = metric_of_task(task, scoring["primary"], scoring["metrics"])
+    answer_format = scoring["formats"].get(task, facts and facts.answer_format)
     if answer_format not in (None, *FORMATS):
         raise UserError(
             f"scoring.formats.{task}: {answer_format!r} is no answer format; choose one of {', '.join(FORMATS)}"
         )
     return _Rules(
         task=task,
-        primary=primary,
+        metric=metric,
         answer_format=answer_format,
-        first_line_only=task in scoring["first_line_tasks"],
+        first_line_only=task in scoring["first_line_tasks"] or bool(facts and facts.first_line),
         refusal_patterns=tuple(scoring["refusal_patterns"]),
         code=scoring["code"],
     )
@@ -186,10 +227,10 @@ def _rules_of_task(scoring: Mapping[str, Any], task: str) -> _Rules:
 def _check_classes(manifest_path: str | Path, task: str, examples: Mapping[str, _Example]) -> None:
     """A format "class" without class names would call every answer a format error."""
     for example_id, example in examples.items():
-        if not example.classes:
+        if example.answers and not example.classes:
             raise UserError(
-                f"{manifest_path}: example {example_id} has no meta.all_classes, which scoring.formats.{task}: "
-                "class asks for; remove the format or use data with class names"
+                f"{manifest_path}: example {example_id} has no meta.all_classes, which the answer format class of {task} "
+                "(scoring.formats) asks for; use data with class names"
             )
 
 
@@ -203,11 +244,13 @@ def _score_shard(
     """One row of SCORE_SCHEMA for each row of a shard."""
     shard = read_shard(path, [*_COPIED, *(name for name in _ANSWER if name not in _COPIED)])
     rows: list[Entry] = []
-    for example_id, text, finish_reason, failure, tokens in zip(
+    for example_id, text, given, finish_reason, failure, tokens in zip(
         *(shard[name].to_pylist() for name in _ANSWER), strict=True
     ):
         example = examples[example_id]
-        if failure is None:
+        if failure is None and given is not None:
+            entry = _entry(Findings(), score=given)
+        elif failure is None:
             answer = text or ""  # an engine may give null for an answer without any text
             entry = cache.get(
                 [answer, finish_reason, example.answers, example.classes],
@@ -226,7 +269,8 @@ def _score_shard(
                 "cluster_id": example.cluster_id,
                 "bin_idx": example.bin_idx,
                 "token_len": example.token_len,
-                "metric": rules.primary,
+                "length": example.length,
+                "metric": rules.metric if given is None else GIVEN,
                 "one_token": failure is None and _is_one_token(tokens, finish_reason),
             }
         )
@@ -249,7 +293,7 @@ def _score_answer(
 ) -> Entry:
     """Scores and findings of one answer: what the cache keeps."""
     scored = first_line(text) if rules.first_line_only else text
-    score = METRICS[rules.primary](scored, example.answers, example.classes)
+    score = METRICS[rules.metric](scored, example.answers, example.classes)
     best_f1, best_answer = f1(scored, example.answers)
     findings = findings_of_answer(
         text,
@@ -267,11 +311,14 @@ def _score_answer(
         f1=best_f1,
         pred_norm=normalize_answer(scored),
         gold_norm=normalize_answer(best_answer),
+        recursion_artefact=recursion_artefact(rules.metric, scored, example.answers),
     )
 
 
-def _entry(findings: Findings, **scores: float | str) -> Entry:
+def _entry(findings: Findings, **scores: float | str | bool) -> Entry:
     """The computed columns of a row; scores that are not given are null."""
-    entry: Entry = dict.fromkeys(("score", "em", "f1", "pred_norm", "gold_norm"))
+    entry: Entry = dict.fromkeys(("score", "em", "f1", "pred_norm", "gold_norm")) | {
+        "recursion_artefact": False
+    }
     flags = {f"flag_{flag}": getattr(findings, flag) for flag in _FLAGS}
     return entry | scores | {"failure": findings.label} | flags

@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kv_transition.data.excerpts import first_few
 from kv_transition.errors import UserError
 
 _KEYS = ("task", "method", "budget", "replicate", "example_id")
-_SHOWN = 3
 
 
 @dataclass
@@ -80,18 +80,13 @@ def _check_run(name: str, expected: Collection[str], run: _Run) -> None:
     doubled = sorted(example_id for example_id, times in run.examples.items() if times > 1)
     foreign = sorted(run.examples.keys() - set(expected))
     findings = [
-        f"{len(ids)} {what} ({_first_few(ids)})"
+        f"{len(ids)} {what} ({first_few(ids)})"
         for what, ids in (("missing", missing), ("doubled", doubled), ("not in the manifest", foreign))
         if ids
     ]
     if findings:
-        files = _first_few([str(path) for path in run.files])
+        files = first_few([str(path) for path in run.files])
         raise UserError(
             f"{name}: the answers are not those of the manifest's {len(expected)} examples: {'; '.join(findings)}; "
             f"in {files}; delete these files and run the inference again"
         )
-
-
-def _first_few(items: Sequence[str]) -> str:
-    more = len(items) - _SHOWN
-    return ", ".join(items[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,1 @@
+"""What the commands on predictions files do: a function a command, options in, exit code out."""
