@@ -1,0 +1,1 @@
+"""The KV-budget server: the reference engine behind an OpenAI-compatible HTTP API."""
