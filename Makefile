@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help report test check lint format config dag docs setup setup-full bench clean
+.PHONY: help report test check lint format config dag docs setup setup-dev setup-full setup-bench bench clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,11 +44,13 @@ docs: dag report ## Draw what the docs show again: the rule graph and the README
 	@mkdir -p docs/figures
 	cp results/demo/figures/score_vs_budget__phrasebook_qa.png docs/figures/
 
-bench: setup ## Measure the engine: the whole grid against one full-cache run
+bench: setup-bench ## Measure: the whole grid against one full-cache run, the metrics against the reference packages
 	$(BIN)/python benchmarks/sweep_cost.py
+	$(BIN)/python benchmarks/metrics_cost.py
 
 setup: $(VENV)/.base ## Make .venv with what the workflow and its tests need (no torch)
 setup-dev: $(VENV)/.dev
+setup-bench: $(VENV)/.bench
 setup-full: $(VENV)/.full ## Add what the marked test groups need (torch, kvpress)
 
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -62,6 +64,10 @@ $(VENV)/.dev: $(VENV)/.base
 
 $(VENV)/.full: $(VENV)/.dev
 	$(INSTALL) -e '.[test,dev,kvpress]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.base
+	$(INSTALL) -e '.[test,bench]'
 	@touch $@
 
 clean: ## Remove results, not the journal

@@ -71,7 +71,7 @@ rule plot_figures:
     log:
         FILES.log("plot_figures", "{task}"),
     params:
-        figure=lambda wildcards: slices.figure_slice(settings, wildcards.task),
+        figure=slices.figure_slice(settings),
         code=code_version("plot_figures"),
     script:
         "../scripts/plot_figures.py"

@@ -45,8 +45,15 @@ def leaf_sha256(path):
     return content_hash.cached_sha256(path, settings.run.cache_dir)
 
 
-MODEL_FILES = content_hash.model_files(settings.model.path)
-MODEL_SHA256 = content_hash.model_sha256(settings.model.path, settings.run.cache_dir)
+#: Published results need no model; with one only its tokenizer is used.
+MODEL_FILES = (
+    content_hash.model_files(settings.model.path) if settings.model.path else []
+)
+MODEL_SHA256 = (
+    content_hash.model_sha256(settings.model.path, settings.run.cache_dir)
+    if settings.model.path
+    else None
+)
 
 
 def lock_experiment(experiment, targets):

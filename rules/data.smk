@@ -6,9 +6,9 @@ OUTPUTS: results/<id>/data/<task>/examples.parquet, results/<id>/data/<task>/man
 
 def records_of_task(wildcards):
     """Where a task's records are; a file that no rule makes is a leaf, so its age does not count."""
-    if settings.dataset.kind == "synthetic":
-        return FILES.synthetic_records(wildcards.task)
-    if settings.dataset.kind == "hub":
+    if settings.record_source in {"synthetic", "published"}:
+        return FILES.made_records(wildcards.task)
+    if settings.record_source == "hub":
         return paths.raw_records(
             wildcards.task, settings.dataset.hub_id, settings.dataset.revision
         )
@@ -17,7 +17,7 @@ def records_of_task(wildcards):
 
 def records_sha256(wildcards):
     """Content hash of a leaf file of records; records made by a rule are tracked by Snakemake."""
-    if settings.dataset.kind in {"synthetic", "hub"}:
+    if settings.record_source in {"synthetic", "hub", "published"}:
         return None
     return leaf_sha256(preflight.record_file(settings, wildcards.task))
 
@@ -27,6 +27,7 @@ rule normalize_task:
     input:
         records=records_of_task,
         tokenizer=ancient(MODEL_FILES),
+        protocol=PROTOCOL_TABLES,
     output:
         examples=FILES.examples("{task}"),
     log:
@@ -34,6 +35,8 @@ rule normalize_task:
     params:
         records_sha256=records_sha256,
         tokenizer=settings.tokenizer.model_dump(mode="json"),
+        protocol=slices.protocol_slice(settings),
+        prompts="published" if settings.engine.kind == "published" else None,
         model=settings.model.path,
         model_sha256=MODEL_SHA256,
         code=code_version("normalize_task"),
@@ -41,7 +44,7 @@ rule normalize_task:
         "../scripts/normalize_task.py"
 
 
-if settings.dataset.kind == "manifest":
+if settings.record_source == "manifest":
 
     rule build_manifest:
         """Start from the manifest of an earlier experiment."""

@@ -1,29 +1,58 @@
 """
-REQUIRED INPUTS: a task's manifest, the model's files.
+REQUIRED INPUTS: a task's manifest, the model's files (engine.kind published: the files of the results).
 OUTPUTS: results/<id>/responses/<task>/<method>/<budget>/<shard>.parquet, a view of the journal
 
 The parameters hold what determines an answer, never the lists of methods, budgets or tasks: adding one makes missing
 outputs, removing one reruns nothing, and the journal decides what is computed.
 """
 
+if settings.engine.kind == "published":
 
-rule infer_sweep:
-    """All cells of a shard from one prefill per example; the journal first, the model only for what it lacks."""
-    input:
-        manifest=FILES.manifest("{task}"),
-        model=ancient(MODEL_FILES),
-    output:
-        expand(FILES.responses("{{task}}", "{cell}", "{{shard}}"), cell=CELLS),
-    log:
-        FILES.log("infer_sweep", "{task}", "{shard}"),
-    threads: settings.run.threads
-    params:
-        answer=lambda wildcards: slices.answer_slice(settings, wildcards.task),
-        model_sha256=MODEL_SHA256,
-        shards=settings.run.shards,
-        code=code_version("infer_sweep"),
-    script:
-        "../scripts/infer_sweep.py"
+    def published_sha256(wildcards):
+        """Content hash of every file that holds a task's results."""
+        files = preflight.published_files(settings, wildcards.task)
+        return {file: leaf_sha256(file) for file in files}
+
+    rule import_published:
+        """Results that exist already, as responses; nothing is computed, so there is no journal."""
+        input:
+            manifest=FILES.manifest("{task}"),
+            examples=FILES.examples("{task}"),
+            published=lambda wildcards: ancient(
+                preflight.published_files(settings, wildcards.task)
+            ),
+        output:
+            expand(FILES.responses("{{task}}", "{cell}", "{{shard}}"), cell=CELLS),
+        log:
+            FILES.log("import_published", "{task}", "{shard}"),
+        params:
+            source=slices.published_slice(settings),
+            sha256=published_sha256,
+            shards=settings.run.shards,
+            code=code_version("import_published"),
+        script:
+            "../scripts/import_published.py"
+
+else:
+
+    rule infer_sweep:
+        """All cells of a shard from one prefill per example; the journal first, the model only for what it lacks."""
+        input:
+            manifest=FILES.manifest("{task}"),
+            model=ancient(MODEL_FILES),
+            protocol=PROTOCOL_TABLES,
+        output:
+            expand(FILES.responses("{{task}}", "{cell}", "{{shard}}"), cell=CELLS),
+        log:
+            FILES.log("infer_sweep", "{task}", "{shard}"),
+        threads: settings.run.threads
+        params:
+            answer=lambda wildcards: slices.answer_slice(settings, wildcards.task),
+            model_sha256=MODEL_SHA256,
+            shards=settings.run.shards,
+            code=code_version("infer_sweep"),
+        script:
+            "../scripts/infer_sweep.py"
 
 
 rule all_responses:

@@ -1,10 +1,13 @@
 """
-REQUIRED INPUTS: none; the hub for datasets that are named by dataset.hub_id.
-OUTPUTS: resources/longbench/<dataset>@<revision>/<task>.jsonl (hub), results/<id>/records/<task>.jsonl (synthetic),
+REQUIRED INPUTS: none; the hub for datasets that are named by dataset.hub_id, GitHub or protocol.path for protocol.kind official.
+OUTPUTS: resources/longbench-protocol/<commit>.json (official protocol),
+         resources/longbench/<dataset>@<revision>/<task>.jsonl (hub), results/<id>/records/<task>.jsonl (synthetic, published),
          results/tiny-reader/ (only on request; what is tracked in resources/tiny-reader/ was made like this).
 """
 
-if settings.dataset.kind == "hub":
+from kv_transition.data import protocol_tables
+
+if settings.record_source == "hub":
 
     rule retrieve_longbench:
         """Records of a task from the Hugging Face hub, at a pinned revision."""
@@ -17,17 +20,18 @@ if settings.dataset.kind == "hub":
         params:
             hub_id=settings.dataset.hub_id,
             revision=settings.dataset.revision,
+            sha256=settings.dataset.sha256,
             code=code_version("retrieve_longbench"),
         script:
             "../scripts/retrieve_longbench.py"
 
 
-if settings.dataset.kind == "synthetic":
+if settings.record_source == "synthetic":
 
     rule make_synthetic:
         """Records of a synthetic task, the same for the same seed."""
         output:
-            records=FILES.synthetic_records("{task}"),
+            records=FILES.made_records("{task}"),
         log:
             FILES.log("make_synthetic", "{task}"),
         params:
@@ -35,6 +39,62 @@ if settings.dataset.kind == "synthetic":
             code=code_version("make_synthetic"),
         script:
             "../scripts/make_synthetic.py"
+
+
+if settings.record_source == "published":
+
+    rule published_records:
+        """Records of a task from the published rows of `full`; they hold no contexts."""
+        input:
+            published=lambda wildcards: ancient(
+                preflight.published_reference(settings, wildcards.task)
+            ),
+        output:
+            records=FILES.made_records("{task}"),
+        log:
+            FILES.log("published_records", "{task}"),
+        params:
+            source=slices.published_slice(settings),
+            sha256=lambda wildcards: {
+                file: leaf_sha256(file)
+                for file in preflight.published_reference(settings, wildcards.task)
+            },
+            code=code_version("published_records"),
+        script:
+            "../scripts/published_records.py"
+
+
+#: LongBench's tables, where prompts are official: an input of all that makes prompts.
+PROTOCOL_TABLES = (
+    [paths.protocol_tables()] if settings.protocol.kind == "official" else []
+)
+
+
+def protocol_sha256():
+    """Checksums of the tables in use: those that are pinned, wherever the files come from, or the job refuses them."""
+    folder = settings.protocol.path
+    if folder is None:
+        return protocol_tables.SHA256
+    files = {name: f"{folder}/{name}" for name in protocol_tables.SHA256}
+    return {
+        name: leaf_sha256(file) if os.path.isfile(file) else None
+        for name, file in files.items()
+    }
+
+
+if PROTOCOL_TABLES:
+
+    rule retrieve_protocol:
+        """LongBench's official prompts and lengths, at a pinned commit; shared by all experiments."""
+        output:
+            tables=paths.protocol_tables(),
+        log:
+            FILES.log("retrieve_protocol"),
+        params:
+            sha256=protocol_sha256(),
+            code=code_version("retrieve_protocol"),
+        script:
+            "../scripts/retrieve_protocol.py"
 
 
 rule train_tiny_reader:

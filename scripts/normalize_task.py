@@ -2,10 +2,15 @@
 
 from kv_transition.data.longbench_loader import read_records
 from kv_transition.data.normalize import normalize_records, write_examples
-from kv_transition.data.tokenizer import load_counter
+from kv_transition.data.protocol import load_protocol
+from kv_transition.data.tokenizer import ModelTokenizer, load_counter
 from kv_transition.run.script import job
 
 with job(snakemake) as j:
+    task, section = j.wildcards.task, j.params.protocol
+    protocol = load_protocol(section, next(iter(j.input.protocol), None), task, section["model_name"])
     counter = load_counter(j.params.tokenizer["name"], j.params.model, j.params.tokenizer["fallback"])
-    records = read_records(j.input.records, j.wildcards.task)
-    write_examples(j.output.examples, normalize_records(records, j.wildcards.task, counter), counter.name)
+    tokenizer = ModelTokenizer(j.params.model) if protocol.needs_tokenizer and j.params.model else None
+    records = read_records(j.input.records, task)
+    examples = normalize_records(records, task, counter, protocol, tokenizer)
+    write_examples(j.output.examples, examples, counter.name, j.params.prompts or protocol.label)

@@ -12,6 +12,9 @@ from pathlib import Path
 DEFAULT_CONFIG = Path("config/default.yaml")
 CONFIG_SCHEMA = Path("config/schema.json")
 
+#: The commit of THUDM/LongBench whose prompts and lengths the official protocol is.
+LONGBENCH_COMMIT = "2e00731f8d0bff23dc4325161044d0ed8af94c1e"
+
 
 def data_dir() -> Path:
     """Records retrieved from the hub: a folder per dataset and revision, one file a task."""
@@ -59,6 +62,11 @@ def raw_records(task: str, hub_id: str, revision: str | None) -> str:
     return str(data_dir() / f"{hub_id.replace('/', '--')}@{revision or 'newest'}" / f"{task}.jsonl")
 
 
+def protocol_tables() -> str:
+    """LongBench's official prompts and lengths, in one file named by their commit."""
+    return str(Path("resources/longbench-protocol") / f"{LONGBENCH_COMMIT[:8]}.json")
+
+
 @dataclass(frozen=True)
 class ExperimentPaths:
     """The files of one experiment (`id`), as text for rules."""
@@ -68,7 +76,8 @@ class ExperimentPaths:
     def _in(self, *parts: str) -> str:
         return str(Path(run_dir(self.id), *parts))
 
-    def synthetic_records(self, task: str) -> str:
+    def made_records(self, task: str) -> str:
+        """Records that a rule makes for this experiment alone: synthetic ones, or those of published results."""
         return self._in("records", f"{task}.jsonl")
 
     def examples(self, task: str) -> str:

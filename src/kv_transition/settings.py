@@ -82,7 +82,7 @@ def _problem(error: ValidationError) -> str:
         first, _, rest = message.partition(": ")
         if rest and first.isidentifier():
             where, message = f"{where}.{first}" if where else first, rest
-        elif message.startswith(f"{where}."):
+        elif not where or message.startswith(f"{where}."):
             where, _, message = message.partition(": ")
     else:
         message = f"{message[0].lower()}{message[1:]}, got {found['input']!r}"

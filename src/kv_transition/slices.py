@@ -17,16 +17,39 @@ def answer_slice(settings: Settings, task: str) -> dict[str, Any]:
     The chosen methods and budgets are left out on purpose: adding or removing one must not touch the others.
     """
     methods = configured_parameters(settings.kv.model_dump())
+    by_task = settings.decoding.max_new_tokens_by_task
     return {
         "engine": settings.engine.model_dump(mode="json"),
         "model": settings.model.model_dump(mode="json"),
         "kv": {"scope": settings.kv.scope, "first_token": settings.kv.first_token, "methods": methods},
+        "protocol": protocol_slice(settings),
         "decoding": {
-            "max_new_tokens": settings.decoding.max_new_tokens_by_task.get(
-                task, settings.decoding.max_new_tokens
-            ),
+            "max_new_tokens": by_task.get(task, settings.decoding.max_new_tokens),
+            "max_new_tokens_by_task": {task: by_task[task]} if task in by_task else {},
             "stop": list(settings.decoding.stop),
         },
+    }
+
+
+def published_slice(settings: Settings) -> dict[str, Any]:
+    """What says how published results are read and matched; the files' contents are hashed beside it."""
+    return {
+        "published": settings.published.model_dump(mode="json"),
+        "own_records": settings.record_source == "published",
+    }
+
+
+def protocol_slice(settings: Settings) -> dict[str, Any]:
+    """What determines prompts; where the tables come from is left out, because their checksums are pinned.
+
+    The model's name counts only where LongBench's own limit for that model is asked for.
+    """
+    protocol = settings.protocol
+    named = protocol.kind == "official" and protocol.max_length_tokens is None
+    return {
+        "kind": protocol.kind,
+        "max_length_tokens": protocol.max_length_tokens,
+        "model_name": settings.model.name if named else None,
     }
 
 
@@ -41,14 +64,15 @@ def table_slice(settings: Settings, table: str) -> dict[str, Any]:
     return {"policies": list(POLICIES), **settings.analysis.model_dump(mode="json", include={*common, *keys})}
 
 
-def figure_slice(settings: Settings, task: str) -> dict[str, Any]:
-    """What a task's figures and their captions depend on, beside the tables."""
+def figure_slice(settings: Settings) -> dict[str, Any]:
+    """What figures and their captions depend on, beside the tables."""
     resolved = settings.resolved()
     keys = {
-        "scoring": ("primary",),
         "kv": ("scope", "first_token"),
         "analysis": ("policy", "tau", "conf", "min_active_share", "max_infrastructure_failures"),
         "output": ("figure_dpi",),
     }
     chosen = {section: {key: resolved[section][key] for key in names} for section, names in keys.items()}
-    return {**chosen, "dataset": {"tasks": [task]}}
+    if settings.engine.kind == "published":
+        chosen["kv"] = dict.fromkeys(keys["kv"], "unknown")
+    return chosen

@@ -44,6 +44,14 @@ class FakeStudy:
     answer: str = "amber river stone"
     scope: str = "prompt"
     first_token: str = "compressed"
+    protocol: str = "own-1"
+    metric: str = "f1"
+    published: bool = False
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What every row of an analysis table says about its numbers."""
+        return {"protocol": self.protocol, "metric": self.metric, "length_unit": "tokens"}
 
     def scores(self) -> pd.DataFrame:
         """One row per request."""
@@ -88,13 +96,14 @@ class FakeStudy:
             "request_id": f"{example}-{method}-{budget_label(budget)}", "run_id": f"demo__{task}__{method}__{budget_label(budget)}",
             "task": task, "example_id": example, "cluster_id": example, "bin_idx": bin_idx, "token_len": length,
             "method": method, "budget": budget_label(budget), "budget_value": None if budget is None else float(budget),
-            "replicate": 0, "metric": "f1", "score": 0.0 if failed else score, "em": float(score > 0.98), "f1": score,
+            "replicate": 0, "metric": self.metric, "score": 0.0 if failed else score, "em": float(score > 0.98), "f1": score,
             "pred_norm": self.answer, "gold_norm": "amber river stone",
             "failure": "ENGINE_ERROR" if failed else ("TRUNCATED" if score < 0.1 else None),
             "flag_timeout": False, "flag_engine_error": failed, "flag_empty_output": False, "flag_refusal": False,
             "flag_truncated": score < 0.1, "flag_format_error": False, "prompt_tokens": length, "completion_tokens": 4,
             "kept_mean": kept, "kept_min": kept, "kept_max": kept, "press_len": length, "bytes_kept": int(kept) * 768,
             "active": compressed and kept < length, "verified": "measured", "one_token": False,
+            "protocol": self.protocol, "length": length // 2, "dropped_tokens": 0, "recursion_artefact": False,
         }  # fmt: skip
 
     def bin_stats(self) -> pd.DataFrame:
@@ -130,7 +139,7 @@ class FakeStudy:
             "token_len_min": cell["token_len"].min(), "token_len_median": float(cell["token_len"].median()),
             "token_len_max": cell["token_len"].max(), "mean": mean, "se": se, "lo": max(0.0, mean - 2 * se) if n > 1 else math.nan,
             "hi": min(1.0, mean + 2 * se) if n > 1 else math.nan, "boot_lo": math.nan, "boot_hi": math.nan,
-            "em_mean": float(used["em"].mean()) if n else math.nan, "f1_mean": mean,
+            "em_mean": float(used["em"].mean()) if n else math.nan, "f1_mean": mean, **self.about,
         }  # fmt: skip
 
     def retention(self, status: str = "ok") -> pd.DataFrame:
@@ -174,7 +183,7 @@ class FakeStudy:
         out["tost_p"], out["mde"] = out["ni_p"], 2.5 * diff_se
         out["boot_lo"] = out["boot_hi"] = math.nan
         out["boot_zero_den_frac"] = 0.0
-        return out
+        return out.assign(**self.about)
 
     def transition(self, status: str = "ok") -> pd.DataFrame:
         """Labels read off the retention: the point, one grid step down and one up."""
@@ -200,7 +209,7 @@ class FakeStudy:
                         "interp_label": None, "interp_lo": math.nan, "interp_hi": math.nan, "interp_lo_label": None,
                         "interp_hi_label": None, "status": status, "p_upper": [0.5] * len(cell), "p_lower": [0.5] * len(cell),
                         "budgets": [float(value) for value in cell["budget_value"]], "max_decrease": 0.0,
-                        "n_pairs": int(cell["n_pairs"].max()), "token_len_median": float(lengths[(task, bin_idx, policy)]), "flags": "",
+                        "n_pairs": int(cell["n_pairs"].max()), "token_len_median": float(lengths[(task, bin_idx, policy)]), "flags": "", **self.about,
                     }
                 )  # fmt: skip
         return pd.DataFrame(rows)
@@ -238,7 +247,7 @@ class FakeStudy:
         ]  # fmt: skip
         return {
             "version": 1, "experiment": "demo", "dataset": "demo", "dataset_id": f"demo__{task}", "task": task, "tokenizer": "tiny-reader",
-            "protocol": "kv-transition-1", "n_bins": len(bins), "n_per_bin": self.n, "selection_seed": 7, "bin_edges": list(self.edges[1:]),
+            "protocol": self.protocol, "n_bins": len(bins), "n_per_bin": self.n, "selection_seed": 7, "bin_edges": list(self.edges[1:]),
             "bins": bins, "entries": scores[["example_id", "bin_idx", "token_len"]].to_dict("records"),
             "clusters": {str(index): sorted(group["cluster_id"]) for index, group in scores.groupby("bin_idx")},
             "examples": examples, "warnings": [],
@@ -258,6 +267,7 @@ class FakeStudy:
                 },
                 "analysis": {"tau": list(self.taus)},
                 "scoring": {"primary": "f1"},
+                **({"engine": {"kind": "published"}, "published": {"path": "/somewhere/private/scores.csv"}, "tokenizer": {"name": "length"}} if self.published else {}),
             }
         ).resolved()  # fmt: skip
 

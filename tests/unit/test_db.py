@@ -19,9 +19,17 @@ from kv_transition.eval.score import score_task, write_scores
 IDS = ("e0", "e1", "e2", "e3")
 SETTINGS = {"experiment": {"id": "exp"}, "model": {"name": "tiny", "api_key_env": "MY_KEY"}}
 PROVENANCE = {"git": "abc", "packages": {"numpy": "2.4"}}
-SCORING = {"primary": "f1", "formats": {}, "refusal_patterns": [], "first_line_tasks": [], "code": "v1"}
+SCORING = {
+    "primary": "f1",
+    "metrics": {},
+    "formats": {},
+    "refusal_patterns": [],
+    "first_line_tasks": [],
+    "code": "v1",
+}
 
 CELL_KEYS = ("dataset", "task", "method", "bin_idx", "budget", "budget_value", "policy")
+ABOUT = ("protocol", "metric", "length_unit")
 BIN_STATS = (
     *(
         *CELL_KEYS,
@@ -35,7 +43,7 @@ BIN_STATS = (
     ),
     *("n_timeout", "n_engine_error", "active_frac", "unreliable", "verified_frac", "kept_min", "kept_mean"),
     *("kept_max", "token_len_min", "token_len_median", "token_len_max", "mean", "se", "lo", "hi"),
-    *("boot_lo", "boot_hi", "em_mean", "f1_mean"),
+    *("boot_lo", "boot_hi", "em_mean", "f1_mean", *ABOUT),
 )
 RETENTION = (
     *(
@@ -63,7 +71,7 @@ RETENTION = (
         "ni_p",
         "tost_p",
     ),
-    *("delta", "mde", "boot_lo", "boot_hi", "boot_zero_den_frac"),
+    *("delta", "mde", "boot_lo", "boot_hi", "boot_zero_den_frac", *ABOUT),
 )
 TRANSITION = (
     *("dataset", "task", "method", "bin_idx", "policy", "tau", "T_point", "T_lower", "T_upper"),
@@ -85,6 +93,7 @@ TRANSITION = (
         "interp_hi_label",
     ),
     *("status", "p_upper", "p_lower", "budgets", "max_decrease", "n_pairs", "token_len_median", "flags"),
+    *ABOUT,
 )
 
 
@@ -357,7 +366,7 @@ def broken(experiment, name):
         return {}, "the scores are not of these responses: request .* has another failure"
     if name == "lacking column":
         write_analysis(inputs["retention"], RETENTION[:-1], [])
-        return {}, r"retention\.parquet: lacks the columns boot_zero_den_frac"
+        return {}, r"retention\.parquet: lacks the columns length_unit"
     raise AssertionError(name)
 
 

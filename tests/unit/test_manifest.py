@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def build(examples: list[CountedExample], **changes: Any) -> Manifest:
         "dataset": "books",
         "task": "qa",
         "tokenizer": "words",
+        "protocol": "own-1",
         "n_bins": 3,
         "n_per_bin": 4,
         "selection_seed": 0,
@@ -121,6 +123,47 @@ def test_a_manifest_survives_the_file_byte_for_byte(tmp_path: Path) -> None:
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
+def with_length(name: str, token_len: int, length: int | None) -> CountedExample:
+    return replace(example(name, token_len), meta={"task": "qa", "length": length})
+
+
+def test_bins_of_longbench_e_follow_the_records_own_length_and_not_their_tokens(tmp_path: Path) -> None:
+    lengths = [3999, 4000, 7999, 8000, 20_000]
+    examples = [with_length(f"e{i}", 30_000 - i, length) for i, length in enumerate(lengths)]
+    manifest = build(examples, by="length", edges=[3999, 7999])
+    assert manifest.bin_edges == [3999, 7999, 20_000]
+    assert {entry.example_id: entry.bin_idx for entry in manifest.entries} == {
+        "e0": 0, "e1": 1, "e2": 1, "e3": 2, "e4": 2,
+    }  # fmt: skip
+    assert [(one.lower, one.upper) for one in manifest.bins] == [(3999, 3999), (4000, 7999), (8000, 20_000)]
+    assert [one.available_max for one in manifest.bins] == [30_000, 29_999, 29_997]
+    write_manifest(tmp_path / "m.json", manifest)
+    assert read_manifest(tmp_path / "m.json") == manifest
+
+
+def test_a_bin_beyond_all_lengths_is_empty() -> None:
+    examples = [with_length(f"e{i}", 100 + i, 10 + i) for i in range(5)]
+    manifest = build(examples, by="length", edges=[3999, 7999])
+    assert [one.available for one in manifest.bins] == [5, 0, 0]
+
+
+def test_bins_by_length_need_a_length() -> None:
+    with pytest.raises(UserError, match=r"example e1 has no length.*binning\.by"):
+        build([with_length("e0", 10, 5), with_length("e1", 11, None)], by="length", edges=[5, 8])
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "task", "unit"),
+    [
+        ("cl100k_base", "qasper", "tokens"),
+        ("length", "qasper", "words"),
+        ("length", "dureader", "characters"),
+    ],
+)
+def test_the_unit_of_lengths_is_known(tokenizer: str, task: str, unit: str) -> None:
+    assert build(EXAMPLES, tokenizer=tokenizer, task=task).length_unit == unit
+
+
 def test_the_file_has_the_agreed_keys(tmp_path: Path) -> None:
     write_manifest(tmp_path / "manifest.json", build(EXAMPLES))
     content = json.loads((tmp_path / "manifest.json").read_text())
@@ -136,7 +179,7 @@ def test_the_file_has_the_agreed_keys(tmp_path: Path) -> None:
             "n_bins",
             "n_per_bin",
         ),
-        *("selection_seed", "bin_edges", "bins", "entries", "clusters", "examples", "warnings"),
+        *("selection_seed", "bin_by", "bin_edges", "bins", "entries", "clusters", "examples", "warnings"),
     }
     assert set(content["entries"][0]) == {"example_id", "bin_idx", "token_len"}
     assert set(content["examples"][0]) == {

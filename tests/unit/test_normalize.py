@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kv_transition.data.longbench_loader import read_records
-from kv_transition.data.normalize import normalize_records, read_examples, read_tokenizer, write_examples
+from kv_transition.data.normalize import (
+    normalize_records,
+    read_examples,
+    read_protocol,
+    read_tokenizer,
+    write_examples,
+)
 from kv_transition.data.prompts import Prompt
+from kv_transition.data.protocol import TaskProtocol
+from kv_transition.data.tokenizer import load_counter
 from kv_transition.errors import UserError
 
 
@@ -62,7 +71,22 @@ def test_an_example_keeps_what_the_record_says_of_itself() -> None:
         "all_classes": ["x", "y"],
         "source_id": "a",
         "dataset": "hotpotqa",
+        "position": 0,
     }
+
+
+def test_an_example_knows_its_row_in_the_source() -> None:
+    examples = normalize(record(_id="b"), record(_id="a"), record(_id="c"))
+    assert {example.example_id: example.meta["position"] for example in examples} == {"b": 0, "a": 1, "c": 2}
+
+
+def test_further_columns_are_kept_where_a_record_has_them() -> None:
+    one, two, three = normalize(
+        record(_id="a", extra={"domain": "law"}), record(_id="b", extra=None), record(_id="c")
+    )
+    assert one.meta["extra"] == {"domain": "law"}
+    assert "extra" not in two.meta
+    assert "extra" not in three.meta
 
 
 def test_token_len_counts_the_finished_prompt() -> None:
@@ -71,9 +95,34 @@ def test_token_len_counts_the_finished_prompt() -> None:
     assert short.token_len > len("A story.\n\nWho?")
 
 
+def test_token_len_counts_the_prompt_of_the_protocol() -> None:
+    official = TaskProtocol(
+        "hotpotqa", "official", "official-1", template="<{context}|{input}>", wrapped=False
+    )
+    [example] = normalize_records([record()], "hotpotqa", Characters(), official)
+    assert example.token_len == len("<A story.|Who?>")
+
+
+def test_the_records_own_length_can_be_the_token_len() -> None:
+    counter = load_counter("length", None, "error")
+    [example] = normalize_records([record(length=4321)], "hotpotqa", counter)
+    assert (counter.name, example.token_len) == ("length", 4321)
+
+
+@pytest.mark.parametrize("length", [None, 0])
+def test_a_record_without_length_is_named_where_the_length_counts(length: int | None) -> None:
+    records = [record(), record(_id="b", length=length)]
+    with pytest.raises(UserError, match=r"task hotpotqa, record 2 \(b\): length is .*tokenizer\.name"):
+        normalize_records(records, "hotpotqa", load_counter("length", None, "error"))
+
+
 def test_examples_come_sorted_by_id_whatever_the_order_of_records() -> None:
     one, two = record(_id="b"), record(_id="a", input="Where?")
-    assert normalize(one, two) == normalize(two, one)
+
+    def without_position(examples: list[Any]) -> list[Any]:
+        return [replace(example, meta={**example.meta, "position": None}) for example in examples]
+
+    assert without_position(normalize(one, two)) == without_position(normalize(two, one))
     assert [example.example_id for example in normalize(one, two)] == ["a", "b"]
 
 
@@ -122,9 +171,10 @@ def test_examples_survive_the_file(tmp_path: Path) -> None:
     examples = normalize(
         record(), record(_id="é\n2", context=" 猫\u2028\r\n", answers=[], all_classes=["类"])
     )
-    write_examples(tmp_path / "examples.parquet", examples, "characters")
+    write_examples(tmp_path / "examples.parquet", examples, "characters", "own-1")
     assert read_examples(tmp_path / "examples.parquet") == examples
     assert read_tokenizer(tmp_path / "examples.parquet") == "characters"
+    assert read_protocol(tmp_path / "examples.parquet") == "own-1"
 
 
 def test_the_file_has_the_same_bytes_whatever_the_order_of_examples(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def manifest():
         dataset="demo",
         task="qa",
         tokenizer="t",
+        protocol="own-1",
         n_bins=2,
         n_per_bin=N,
         selection_seed=1,

@@ -10,7 +10,8 @@ import pytest
 from random_models import CONFIG, WORDS, random_prompt, random_weights, write_random_llama
 from safetensors.numpy import save_file
 
-from kv_transition.data.prompts import Prompt
+from kv_transition.data.prompts import Prompt, build_prompt
+from kv_transition.data.synthetic import make_records
 from kv_transition.engines import evictions, sweep
 from kv_transition.engines.attention import CacheGroup
 from kv_transition.engines.base import ENGINE_PROTOCOL, Cell, Decoding
@@ -316,6 +317,60 @@ def test_the_models_end_token_ends_the_answer_and_is_no_text(folder, tmp_path):
     ended = ReferenceEngine(write_random_llama(tmp_path / "ended", **config))
     result = ended.generate(PROMPT, FULL, DECODING, "example")
     assert (result.text, result.finish_reason, result.completion_tokens) == (words[0], "stop", 2)
+
+
+def test_a_stop_token_ends_the_answer_and_stays_in_its_text(engine):
+    words = engine.generate(PROMPT, FULL, DECODING, "example").text.split()
+    at = words.index(words[2])
+    decoding = replace(DECODING, stop_token_texts=(f"w0 {words[2]}", "  "))
+    result = engine.generate(PROMPT, FULL, decoding, "example")
+    assert result.text == " ".join(words[: at + 1])
+    assert (result.finish_reason, result.completion_tokens) == ("stop", at + 1)
+
+
+def test_before_the_least_number_of_tokens_no_end_is_taken(folder, tmp_path):
+    """As with the transformers library's own minimum: the best of the other tokens is taken instead."""
+    engine = ReferenceEngine(folder)
+    free = engine.generate(PROMPT, FULL, DECODING, "example").text.split()
+    stops = replace(DECODING, stop_token_texts=(free[0],))
+    assert engine.generate(PROMPT, FULL, stops, "example").text == free[0]
+    least = engine.generate(PROMPT, FULL, replace(stops, min_new_tokens=2), "example").text.split()
+    assert len(least) >= 2
+    assert free[0] not in least[:2]
+    config = {"eos_token_id": engine.tokenizer.encode(free[0])[0]}
+    ended = ReferenceEngine(write_random_llama(tmp_path / "ended", **config))
+    assert ended.generate(PROMPT, FULL, DECODING, "example").text == ""
+    assert (
+        ended.generate(PROMPT, FULL, replace(DECODING, min_new_tokens=2), "example").text.split()[:2]
+        == least[:2]
+    )
+
+
+@pytest.mark.kvpress
+def test_the_least_number_of_tokens_is_that_of_transformers(root):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    engine = ReferenceEngine(root / "resources" / "tiny-reader")
+    model = AutoModelForCausalLM.from_pretrained(engine.path, dtype=torch.float32)
+    for record in make_records("phrasebook_qa", 4, 64, 128, seed=5):
+        prompt = build_prompt("phrasebook_qa", record["input"], record["context"])
+        ids = engine.tokenizer.prompt_ids(prompt).ids
+        first = engine.generate(prompt, FULL, Decoding(1), "example").text
+        [stop] = engine.tokenizer.encode(first)
+        for least in (0, 1, 3):
+            theirs = model.generate(
+                torch.tensor([ids]),
+                attention_mask=torch.ones(1, len(ids)),
+                max_new_tokens=6,
+                do_sample=False,
+                min_length=len(ids) + least,
+                eos_token_id=[*engine.tokenizer.eos_ids, stop],
+            )
+            decoding = Decoding(6, min_new_tokens=least, stop_token_texts=(first,))
+            ours = engine.generate(prompt, FULL, decoding, "example")
+            assert ours.text == engine.tokenizer.decode(theirs[0, len(ids) :].tolist())
+            assert ours.text != first or least == 0
 
 
 def test_cells_that_end_early_leave_the_others_as_they_were(engine):

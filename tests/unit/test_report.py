@@ -56,6 +56,57 @@ def section(page, title):
     return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page, re.M | re.S)[1]
 
 
+def longbench_study(**changes):
+    """A study of hotpotqa under the official protocol, all of whose scores are the official metric's."""
+    return small(tasks=("hotpotqa",), protocol="official-2e00731f", metric="qa_f1", **changes)
+
+
+def test_a_longbench_task_has_its_official_number_from_0_to_100(tmp_path):
+    study = longbench_study()
+    page = write(study, tmp_path / "demo")
+    scores = study.scores()
+    mean = scores.loc[(scores["method"] == "snapkv") & (scores["budget"] == "64"), "score"].mean()
+    row = re.search(r"^\*\*LongBench score\*\*.*?^\| snapkv \|(.*?)$", page, re.M | re.S)[1]
+    assert row.split("|")[2].strip() == f"{round(100 * mean, 2):.2f}"
+    assert "comparable with published LongBench numbers" in page
+
+
+def test_an_official_number_with_a_failed_request_is_called_incomplete(tmp_path):
+    page = write(longbench_study(failing={("snapkv", "64", 0): 0.5}), tmp_path / "demo")
+    table = re.search(r"^\*\*LongBench score\*\*(.*?)^\*\*Retention", page, re.M | re.S)[1]
+    assert table.count("incomplete (9 of 12)") == 1
+
+
+def test_own_prompts_are_never_called_comparable(tmp_path):
+    page = write(small(tasks=("hotpotqa",), metric="qa_f1"), tmp_path / "demo")
+    assert "not comparable with published LongBench numbers" in page
+    assert "protocol own-1" in page
+
+
+def test_tasks_of_another_origin_have_no_official_number(tmp_path):
+    assert "LongBench score" not in write(small(), tmp_path / "demo")
+
+
+def test_published_results_are_never_called_measured(tmp_path):
+    study = small(published=True, protocol="published", metric="published", methods=("h2o", "snapkv"))
+    page = write(study, tmp_path / "demo")
+    assert "no budget was measured here" in section(page, "The answer")
+    assert "word of the source" in section(page, "Were the budgets applied?")
+    card = section(page, "Methods")
+    assert "scores.csv, layout scores" in card
+    assert "not known: published results do not say" in card
+    for claim in ("arXiv", "window", "kv_transition", "measured in the cache", "may be evicted"):
+        assert claim not in card, claim
+    assert "What may be evicted" not in page
+
+
+def test_many_tasks_have_a_table_of_their_transition_budgets_in_the_answer(tmp_path):
+    tasks = tuple(f"task{index}" for index in range(4))
+    answer = section(write(small(tasks=tasks), tmp_path / "demo"), "The answer")
+    for task in tasks:
+        assert re.search(rf"^\| {task} \| .*\[.*\] \|", answer, re.M), task
+
+
 def test_the_first_line_names_the_experiment_and_the_answer_comes_first(tmp_path):
     page = write(small(), tmp_path / "demo")
     assert page.splitlines()[0] == "# Where does the tiny reader break? (demo)"

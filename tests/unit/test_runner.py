@@ -11,11 +11,12 @@ from random_models import write_random_llama
 
 from kv_transition.data.manifest import Manifest, build_manifest
 from kv_transition.data.normalize import Example, normalize_records
+from kv_transition.data.protocol import TaskProtocol, own_protocol
 from kv_transition.data.tokenizer import load_counter
 from kv_transition.engines.base import BaseEngine, EngineResult
 from kv_transition.engines.endpoints import build_engine
 from kv_transition.errors import UserError
-from kv_transition.files import read_parquet
+from kv_transition.files import canonical_json, read_parquet, sha256_text
 from kv_transition.run.requests import requests_of_example
 from kv_transition.run.runner import Shard, infer_shard
 from kv_transition.settings import from_mapping
@@ -50,6 +51,7 @@ def manifest(model: Path) -> Manifest:
         dataset="d",
         task="words",
         tokenizer="own",
+        protocol="own-1",
         n_bins=2,
         n_per_bin=3,
         selection_seed=0,
@@ -65,7 +67,7 @@ def shard(model: Path, manifest: Manifest) -> Shard:
             "decoding": {"max_new_tokens": 6},
         }
     )
-    return Shard(manifest, 0, 1, answer_slice(settings, "words"), "0" * 64)
+    return Shard(manifest, 0, 1, answer_slice(settings, "words"), "0" * 64, own_protocol("words"))
 
 
 def run(
@@ -175,7 +177,7 @@ def test_the_same_words_cut_elsewhere_into_context_and_question_are_another_prom
         for question, context in (("w3", "w1\n\nw2"), ("w2\n\nw3", "w1"))
     )
     keys = [
-        requests_of_example("words", example, [("full", "full")], shard.answer, "0" * 64)
+        requests_of_example(shard.protocol, example, [("full", "full")], shard.settled, "0" * 64)
         for example in (one, other)
     ]
     assert keys[0].prompt.messages == keys[1].prompt.messages
@@ -219,6 +221,107 @@ def test_the_guard_and_the_number_of_replicates_are_not_part_of_the_key(
         | {"decoding": {"max_new_tokens": 6}}
     )
     assert run(replace(shard, answer=answer_slice(more, "words")), tmp_path) == 6
+
+
+#: A protocol of two words before the context and two after it; a stop at w5, as LongBench's one-line tasks stop at a line.
+OFFICIAL = TaskProtocol(
+    "words",
+    "official",
+    "official-12345678",
+    template="w1 w2 {context} w3 {input}",
+    wrapped=False,
+    max_length_tokens=50,
+    max_new_tokens=5,
+    min_new_tokens=1,
+    stop_token_texts=("w5",),
+)
+
+
+def under(shard: Shard, protocol: TaskProtocol) -> Shard:
+    """The shard asked with another protocol, its manifest made for it."""
+    return replace(shard, protocol=protocol, manifest=replace(shard.manifest, protocol=protocol.label))
+
+
+def test_a_manifest_of_other_prompts_is_refused(shard: Shard, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"protocol own-1.*protocol\.kind asks with official-12345678"):
+        run(replace(shard, protocol=OFFICIAL), tmp_path)
+
+
+def test_rows_say_how_their_prompt_was_made(shard: Shard, tmp_path: Path) -> None:
+    run(under(shard, OFFICIAL), tmp_path)
+    by_id = {example.example_id: example for example in shard.manifest.examples}
+    for _, row in rows_of(tmp_path, "full", "full").iterrows():
+        words = 5 + len(by_id[row["example_id"]].context.split())
+        assert (row["protocol"], row["wrapped"]) == ("official-12345678", False)
+        assert row["dropped_tokens"] == max(0, words - 50)
+        # Nothing but the text: no template, no system message; the two words at the cut become one unknown word.
+        assert row["prompt_tokens"] == (words if words <= 50 else 49)
+        assert row["excess_tokens"] == 0
+    assert rows_of(tmp_path, "full", "full")["dropped_tokens"].nunique() > 2
+    assert (rows_of(tmp_path, "no_context", "full")["dropped_tokens"] == 0).all()
+
+
+def test_another_protocol_asks_and_answers_anew(shard: Shard, tmp_path: Path) -> None:
+    run(shard, tmp_path)
+    assert set(rows_of(tmp_path, "full", "full")["protocol"]) == {own_protocol("words").label}
+    official = under(shard, OFFICIAL)
+    assert run(official, tmp_path) == 6 * REQUESTS
+    assert run(official, tmp_path, make_engine=no_engine) == 0
+    wrapped = under(shard, replace(OFFICIAL, wrapped=True))
+    assert run(wrapped, tmp_path) == 6 * REQUESTS
+    longer = under(shard, replace(OFFICIAL, max_length_tokens=10_000))
+    with_room = sum(len(example.context.split()) + 5 > 50 for example in shard.manifest.examples)
+    assert run(longer, tmp_path) == with_room * (REQUESTS - 1), "only prompts that had been shortened"
+
+
+@pytest.mark.parametrize(
+    "change", [{"max_new_tokens": 4}, {"min_new_tokens": 2}, {"stop_token_texts": ("w6",)}]
+)
+def test_what_ends_an_answer_is_in_its_key(shard: Shard, tmp_path: Path, change: dict) -> None:
+    run(under(shard, OFFICIAL), tmp_path)
+    assert run(under(shard, replace(OFFICIAL, **change)), tmp_path) == 6 * REQUESTS
+
+
+def test_keys_of_own_prompts_are_those_of_every_earlier_journal() -> None:
+    """Old answers are reused while these digests stay; who changes them on purpose throws stored answers away."""
+    example = Example("e1", "Who kept the key?", "Ada kept the key.\n\nBen left.", ["Ada"], {}, "c")
+    code = Example("e2", "", "def f():\n", ["x"], {}, "c")
+    changed = {
+        "decoding": {"max_new_tokens_by_task": {"lcc_e": 64}, "stop": ["\n"]},
+        "kv": {"scope": "context"},
+    }
+    digests = []
+    for task, asked, config in (("hotpotqa", example, {}), ("lcc_e", code, changed)):
+        own = own_protocol(task)
+        answer = answer_slice(from_mapping(config), task)
+        answer = {**answer, "decoding": own.decoding(answer["decoding"])}
+        cells = [("full", "full"), ("no_context", "full"), ("snapkv", "16"), ("random", "f0.25")]
+        requests = requests_of_example(own, asked, cells, answer, "a" * 64).requests
+        rows = [(r.method, r.budget, r.replicate, r.prompt_hash, r.key) for r in requests]
+        digests.append(sha256_text(canonical_json(rows))[:16])
+    assert digests == ["dc19bd863e9dfd55", "78a894641c7097ed"]
+
+
+def test_scope_context_is_refused_where_shortening_took_the_end_of_the_context(
+    shard: Shard, tmp_path: Path
+) -> None:
+    long_question = replace(shard.manifest.examples[0], question=" ".join(["w7"] * 60))
+    one = replace(shard.manifest, examples=[long_question])
+    context = {**shard.answer, "kv": {**shard.answer["kv"], "scope": "context"}}
+    official = under(replace(shard, manifest=one, answer=context), OFFICIAL)
+    with pytest.raises(
+        UserError, match=f"example {long_question.example_id}: .*kv.scope context .*raise protocol.max_length"
+    ):
+        run(official, tmp_path, [("full", "full")])
+    assert run(replace(official, answer=shard.answer), tmp_path, [("full", "full")]) == 1
+
+
+def test_a_shortened_prompt_is_cut_at_its_context_in_scope_context(shard: Shard, tmp_path: Path) -> None:
+    context = {**shard.answer, "kv": {**shard.answer["kv"], "scope": "context"}}
+    run(under(replace(shard, answer=context), OFFICIAL), tmp_path, [("full", "full"), ("snapkv", "16")])
+    rows = rows_of(tmp_path, "snapkv", "16")
+    assert (rows["question_tokens"] == 3).all(), "w3 and the question"
+    assert set(rows[rows["dropped_tokens"] > 0]["press_len"]) == {46}
 
 
 class Failing(BaseEngine):

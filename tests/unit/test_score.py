@@ -9,12 +9,14 @@ from task_files import failed, response, write_manifest, write_shard, write_shar
 
 from kv_transition import files
 from kv_transition.errors import UserError
+from kv_transition.eval.metrics import METRICS
 from kv_transition.eval.score import SCORE_SCHEMA, score_task, write_scores
 from kv_transition.eval.score_cache import ScoreCache
 
 IDS = ("e0", "e1", "e2", "e3")
 SCORING = {
     "primary": "f1",
+    "metrics": {},
     "formats": {},
     "refusal_patterns": ["i'm sorry"],
     "first_line_tasks": [],
@@ -51,6 +53,19 @@ def run(tmp_path):
         return write_shard(tmp_path / "responses", rows)
 
     return write
+
+
+def score_one(folder, name, text, **scoring):
+    """Score one answer to the only example of a task, whose reference answers are "gold 0" and "alias"."""
+    folder.mkdir(exist_ok=True)
+    manifest = write_manifest(folder / "manifest.json", n=1, task=name)
+    shard = write_shard(folder / "responses", [response("e0", task=name, text=text)])
+    return score_task(
+        manifest_path=manifest,
+        response_paths=[shard],
+        scoring=SCORING | scoring,
+        cache_dir=folder / "cache",
+    )
 
 
 def rows_of(table, **where):
@@ -94,8 +109,53 @@ def test_the_primary_metric_is_the_score(task, run):
 
 
 def test_an_unknown_primary_metric_is_refused(task, run):
-    with pytest.raises(UserError, match=r"scoring\.primary: 'bleu' is no metric; choose one of em, f1"):
+    with pytest.raises(
+        UserError, match=r"scoring\.primary: 'bleu' is no metric; choose official or one of .*em, f1"
+    ):
         task(run(), primary="bleu")
+
+
+@pytest.mark.parametrize(
+    ("name", "metrics", "metric"),
+    [
+        ("hotpotqa", {}, "qa_f1"),
+        ("gov_report_e", {}, "rouge_l"),
+        ("hotpotqa", {"hotpotqa": "rouge_l"}, "rouge_l"),
+        ("phrasebook_qa", {}, "em"),
+        ("my_task", {}, "f1"),
+        ("my_task", {"my_task": "code_sim"}, "code_sim"),
+    ],
+)
+def test_the_official_metric_is_that_of_the_task(tmp_path, name, metrics, metric):
+    text = "The gold, 0 it is.\nNot this."
+    table = score_one(tmp_path, name, text, primary="official", metrics=metrics)
+    assert table["metric"].to_pylist() == [metric]
+    assert table["score"].to_pylist() == [METRICS[metric](text, ["gold 0", "alias"], [])]
+
+
+def test_few_shot_tasks_of_longbench_score_their_first_line_without_being_named(tmp_path):
+    table = score_one(tmp_path, "triviaqa", "\nGold 0\nPassage: and so on", primary="official")
+    assert (table["score"][0].as_py(), table["em"][0].as_py()) == (1.0, 1.0)
+
+
+def test_a_gold_answer_that_the_official_metric_cannot_score_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"passage_retrieval_en.*'gold 0' names no paragraph"):
+        score_one(tmp_path, "passage_retrieval_en", "Paragraph 7", primary="official")
+
+
+def test_answers_whose_official_score_hangs_on_the_recursion_limit_are_marked(tmp_path):
+    short = score_one(tmp_path / "a", "gov_report", "gold 0", primary="official")
+    long = score_one(tmp_path / "b", "gov_report", "gold 0" + " word" * 1200, primary="official")
+    assert not short["recursion_artefact"][0].as_py()
+    assert long["recursion_artefact"][0].as_py()
+    assert long["score"][0].as_py() > 0
+
+
+def test_a_published_score_is_taken_as_it_is_and_has_no_text_to_compare(task, run):
+    shard = run(e1={"text": None, "given_score": 0.25, "finish_reason": None, "completion_tokens": None})
+    row = rows_of(task(shard), example_id="e1")[0]
+    assert (row["score"], row["metric"], row["failure"]) == (0.25, "published", None)
+    assert row["em"] is row["f1"] is row["pred_norm"] is row["gold_norm"] is None
 
 
 def test_first_line_tasks_score_the_first_line_only(task, run):
@@ -152,7 +212,7 @@ def test_one_token_answers_are_marked(task, run, completion_tokens, finish_reaso
 
 def test_the_class_format_needs_class_names(tmp_path, task, run):
     with pytest.raises(
-        UserError, match=r"example e0 has no meta\.all_classes, which scoring\.formats\.trivia"
+        UserError, match=r"example e0 has no meta\.all_classes, .*class of trivia \(scoring\.formats\)"
     ):
         task(run(), formats={"trivia": "class"})
     manifest = write_manifest(tmp_path / "classes.json", classes=["Gold", "Food"])

@@ -3,6 +3,7 @@
 import json
 import logging
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -221,6 +222,24 @@ def test_without_a_template_the_prompt_begins_as_the_tokenizer_begins_texts(tmp_
     assert (
         ours.encode(ours.render([{"role": "user", "content": "the cat"}])) == tokenizer.encode("the cat").ids
     )
+
+
+@given(question=any_text, context=any_text)
+def test_a_prompt_that_is_not_wrapped_is_its_text_and_nothing_else(
+    pieces: ModelTokenizer, question: str, context: str
+) -> None:
+    prompt = Prompt(({"role": "user", "content": context + question},), len(context), wrapped=False)
+    assert pieces.prompt_texts(prompt) == (context, question)
+    assert pieces.prompt_texts(replace(prompt, context_end=None)) == ("", context + question)
+    assert pieces.count(prompt) == len(pieces.encode(context)) + len(pieces.encode(question))
+
+
+@given(text=any_text)
+def test_the_starts_of_tokens_rise_from_the_first_character(pieces: ModelTokenizer, text: str) -> None:
+    starts = pieces.token_starts(text)
+    assert len(starts) == len(pieces.encode(text))
+    assert starts == sorted(starts)
+    assert all(0 <= start < len(text) for start in starts)
 
 
 def test_a_template_that_prints_the_date_gives_the_same_prompt_every_day(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ MISTAKES = {
     "a file for another task": (
         {"dataset": LOCAL["dataset"] | {"path": "records/mine.jsonl", "tasks": ["b"]}},
         "",
-        "neither a folder nor a zip",
+        "mine.jsonl has no b.jsonl (case counts); it has mine",
     ),
     "no examples left": (
         {"dataset": LOCAL["dataset"] | {"min_tokens": 9000}},

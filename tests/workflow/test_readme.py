@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -9,9 +10,64 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from project import Project
 
 pytestmark = pytest.mark.workflow
+
+
+ENVIRONMENT = {
+    "MY_RECORDS": "given",
+    "MY_MODEL": "resources/tiny-reader",
+    "MY_MAX_LENGTH": "7500",
+    "PUBLISHED_SCORES": "scores.csv",
+    "PUBLISHED_PREDICTIONS": "predictions",
+}
+
+
+@pytest.fixture(scope="module")
+def supplied(fresh: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A fresh clone with small files where the README and the experiments name the user's own."""
+    project = fresh.copy(tmp_path_factory.mktemp("supplied") / "project", results=False)
+    (project.folder / "given").mkdir()
+    write_lines(
+        project.folder / "given/my_task.jsonl",
+        [{"input": "What?", "context": "A door.", "answers": ["door"]}],
+    )
+    settings = {
+        name: yaml.safe_load((project.folder / f"config/experiments/published_{name}.yaml").read_text())
+        for name in ("scores", "predictions")
+    }
+    table = ["method,budget,task,idx,length,score"]
+    table += [
+        f"{method},{budget},{task},{row},{100 + row},0.5"
+        for task in settings["scores"]["dataset"]["tasks"]
+        for method, budgets in (("hf", [""]), ("streamingllm", settings["scores"]["kv"]["budgets"]))
+        for budget in budgets
+        for row in range(12)
+    ]
+    (project.folder / "scores.csv").write_text("\n".join(table) + "\n")
+    rows = [
+        {
+            "pred": "Paragraph 1",
+            "answers": [f"Paragraph {row}"],
+            "all_classes": ["Paragraph 1"],
+            "length": 100 + row,
+        }
+        for row in range(12)
+    ]
+    runs = [run["path"] for run in settings["predictions"]["published"]["runs"]]
+    for run in ("my-model", "full", "compressed", *runs):
+        tasks = settings["predictions"]["dataset"]["tasks"] if run in runs else ["qasper"]
+        for task in tasks:
+            write_lines(project.folder / "predictions" / run / f"{task}.jsonl", rows)
+    write_lines(project.folder / "qasper.jsonl", rows)
+    return project
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def commands(text: str) -> list[str]:
@@ -21,11 +77,14 @@ def commands(text: str) -> list[str]:
     return [line for line in lines if line]
 
 
-def test_every_snakemake_and_command_line_call_is_accepted(root: Path, fresh: Project) -> None:
+def test_every_snakemake_and_command_line_call_is_accepted(root: Path, supplied: Project) -> None:
     """Snakemake calls are planned, not run; where one of them makes the whole report, other tests run it."""
     tried = 0
     for line in commands((root / "README.md").read_text()):
         words = shlex.split(line)
+        environment = dict(supplied.environment)
+        while re.match(r"[A-Z_]+=", words[0]):
+            environment.update([words.pop(0).split("=", 1)])
         if words[0] == "make":
             targets = (root / "Makefile").read_text()
             assert re.search(rf"^{words[1]}:", targets, re.MULTILINE), line
@@ -34,8 +93,8 @@ def test_every_snakemake_and_command_line_call_is_accepted(root: Path, fresh: Pr
         dry = ["-n"] if module == "snakemake" and "-n" not in words and "--rulegraph" not in words else []
         done = subprocess.run(
             [sys.executable, "-m", module, *words[1:], *dry],
-            cwd=fresh.folder,
-            env=fresh.environment,
+            cwd=supplied.folder,
+            env=environment,
             capture_output=True,
             text=True,
             timeout=120,
@@ -52,14 +111,16 @@ def test_every_link_leads_to_a_file(root: Path) -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-@pytest.mark.parametrize("overlay", ["quick", "my_records"])
+OVERLAYS = sorted(path.stem for path in (Path(__file__).parents[2] / "config/experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_experiment_that_comes_with_the_project_is_valid(
-    fresh: Project, overlay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    supplied: Project, overlay: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "my_task.jsonl").write_text('{"input": "What?", "context": "A door.", "answers": ["door"]}\n')
-    monkeypatch.setenv("MY_RECORDS", str(tmp_path))
-    monkeypatch.setenv("MY_MODEL", "resources/tiny-reader")
-    checked = fresh.kvt("validate", "-c", f"config/experiments/{overlay}.yaml")
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    checked = supplied.kvt("validate", "-c", f"config/experiments/{overlay}.yaml")
     assert checked.returncode == 0, checked.stderr
 
 

@@ -5,6 +5,8 @@ weighted equally, clusters taken across bins, bootstrap stratified by bin). An e
 request failed is left out of every cell (`n_reference_failed`). Cells that were never run have no row; a cell without
 scores in a bin has a row with n = 0.
 
+Every row says by which prompts (protocol), as which score (metric) and in which unit of length its numbers came about.
+
 bin_stats, beside the keys
     n, n_clusters           examples with a score under the policy, and their clusters
     n_missing               selected examples without a score under the policy (absent, and under "exclude" failed)
@@ -55,7 +57,7 @@ from kv_transition.analysis.gates import bin_gate
 from kv_transition.analysis.intervals import mean_interval, percentile_limits
 from kv_transition.analysis.pairs import pair_scores, pair_values
 from kv_transition.analysis.queries import read_examples
-from kv_transition.analysis.tables import CELL_KEYS, Columns, Row, columns, frame, write_table
+from kv_transition.analysis.tables import ABOUT, CELL_KEYS, Columns, Row, columns, frame, write_table
 from kv_transition.eval.failure_taxonomy import LABELS
 
 if TYPE_CHECKING:
@@ -75,6 +77,7 @@ BIN_STATS: Columns = {
     **columns("float64", "token_len_min token_len_median token_len_max"),
     **columns("float64", "mean se lo hi boot_lo boot_hi em_mean f1_mean"),
     **columns("string", "status"),
+    **ABOUT,
 }
 RETENTION: Columns = {
     **CELL_KEYS,
@@ -89,6 +92,7 @@ RETENTION: Columns = {
     **columns("float64", "diff diff_se diff_lo diff_hi diff_p"),
     **columns("bool", "degenerate"),
     **columns("float64", "ni_p tost_p delta mde boot_lo boot_hi boot_zero_den_frac"),
+    **ABOUT,
 }
 
 
@@ -115,10 +119,10 @@ def retention(table: pd.DataFrame, clusters: Clusters, cfg: Mapping[str, Any]) -
 
 
 def with_keys(data: DatasetScores, row: int, bin_idx: int, policy: str, values: Row) -> Row:
-    """Put a cell's key columns in front of its values."""
+    """A cell's key columns, its values, and what is to be said about them."""
     cell = data.cells[row]
     keys = (data.dataset, data.task, cell.method, bin_idx, cell.budget, cell.value, policy)
-    return dict(zip(CELL_KEYS, keys, strict=True)) | values
+    return dict(zip(CELL_KEYS, keys, strict=True)) | values | data.about
 
 
 def _bin_stats_rows(data: DatasetScores, cfg: Mapping[str, Any]) -> Iterator[Row]:

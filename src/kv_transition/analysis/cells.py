@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kv_transition.analysis.bootstrap import resampled_sums, stream_key
 from kv_transition.analysis.intervals import cluster_codes
+from kv_transition.analysis.tables import ABOUT
 from kv_transition.budgets import UNCOMPRESSED, budget_from_label, kept_tokens
 from kv_transition.errors import UserError
 from kv_transition.eval.failure_taxonomy import INFRASTRUCTURE, LABELS
@@ -63,6 +64,7 @@ class DatasetScores:
     extra : em, f1, kept_min, kept_mean, kept_max, measured (1 where the kept tokens were measured).
     label : index into LABELS of the failure label, NO_LABEL without one, ABSENT where there is no such row.
     reference_failed : (bins) -> examples left out of every cell because `full` or `no_context` failed for them.
+    about : protocol, metric and length_unit, "" where the table does not say.
     """
 
     dataset: str
@@ -81,6 +83,7 @@ class DatasetScores:
     press_len: Array
     extra: dict[str, Array]
     reference_failed: dict[int, int]
+    about: dict[str, str]
 
     def row(self, method: str) -> int | None:
         """The row of a method without a budget, None where it was not run."""
@@ -166,7 +169,7 @@ def dataset_scores(rows: pd.DataFrame, clusters: Clusters, dataset: str, task: s
 
     Required columns: example_id, cluster_id, bin_idx, token_len, method, budget, budget_value, score, failure.
     Optional: infrastructure_failed (default: from `failure`), reference_failed, press_len (default token_len), active
-    (default: budget below press_len), verified, em, f1, kept_min, kept_mean, kept_max.
+    (default: budget below press_len), verified, em, f1, kept_min, kept_mean, kept_max, protocol, metric, length_unit.
 
     Raises
     ------
@@ -204,6 +207,7 @@ def dataset_scores(rows: pd.DataFrame, clusters: Clusters, dataset: str, task: s
         press_len=press_len,
         extra=extra,
         reference_failed=reference_failed,
+        about={name: str(rows[name].iloc[0]) if name in rows else "" for name in ABOUT},
     )
 
 

@@ -48,7 +48,7 @@ def example_table(score_paths: Sequence[str | Path], manifests: Sequence[Manifes
     One row for each cell (method, budget) of a dataset and each selected example, sorted; a row that no score file has
     stands with a null score and no failure. Columns: dataset, task, example_id, cluster_id, bin_idx, token_len, method,
     budget, budget_value, score, em, f1, failure, infrastructure_failed, reference_failed, press_len, active, verified,
-    kept_min, kept_mean, kept_max.
+    kept_min, kept_mean, kept_max, and the dataset's protocol, metric and length_unit.
 
     score, em and f1 average the replicates that got an answer (an empty answer counts 0); they are null where none did.
     infrastructure_failed is the share of replicates that timed out or failed in the engine: the policy "zero" counts
@@ -110,6 +110,9 @@ def _laid_out(rows: pd.DataFrame, manifest: Manifest, path: str | Path) -> pd.Da
         table[name] = table[name].astype(object).where(table[name].notna(), None)
     reference = table["method"].isin(UNCOMPRESSED) & (table["infrastructure_failed"] > 0)
     table["reference_failed"] = table["example_id"].isin(table.loc[reference, "example_id"])
+    table["protocol"] = manifest.protocol
+    table["metric"] = "+".join(sorted(set(rows["metric"].dropna()))) if "metric" in rows else ""
+    table["length_unit"] = manifest.length_unit
     table.insert(0, "dataset", manifest.dataset_id)
     table.insert(1, "task", manifest.task)
     return table

@@ -27,6 +27,8 @@ CELL_KEYS: Columns = {
     "budget_value": "float64",
     "policy": "string",
 }
+#: What every row says about how its numbers came about: prompts, score, unit of token_len.
+ABOUT: Columns = {"protocol": "string", "metric": "string", "length_unit": "string"}
 
 
 def columns(kind: str, names: str) -> dict[str, str]:

@@ -44,7 +44,7 @@ from kv_transition.analysis.gates import bin_gate
 from kv_transition.analysis.intervals import augmented_tests
 from kv_transition.analysis.pairs import pair_scores
 from kv_transition.analysis.queries import read_examples
-from kv_transition.analysis.tables import CELL_KEYS, Columns, Row, columns, frame, write_table
+from kv_transition.analysis.tables import ABOUT, CELL_KEYS, Columns, Row, columns, frame, write_table
 from kv_transition.analysis.thresholds import (
     TOLERANCE,
     crossing,
@@ -74,6 +74,7 @@ TRANSITION: Columns = {
     **columns("int64", "n_pairs"),
     **columns("float64", "token_len_median"),
     **columns("string", "flags"),
+    **ABOUT,
 }
 
 
@@ -111,7 +112,7 @@ def _rows(data: DatasetScores, cfg: Mapping[str, Any]) -> Iterator[Row]:
                     )
                     for name in same:
                         keys = (data.dataset, data.task, curve.method, bin_idx, name, tau)
-                        yield dict(zip(KEYS, keys, strict=True)) | values
+                        yield dict(zip(KEYS, keys, strict=True)) | values | data.about
 
 
 def _transition_values(

@@ -7,17 +7,21 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from kv_transition.data import prompts
 from kv_transition.data.binning import assign_bins, bin_edges, eligible, select
+from kv_transition.data.longbench_tasks import task_facts
 from kv_transition.data.normalize import CountedExample, Example
 from kv_transition.errors import UserError
 from kv_transition.files import write_json
 
 VERSION = 1
+
+#: What bins are cut by: the prompt's tokens, or the record's own `length` (words; characters in Chinese).
+BinBy = Literal["token_len", "length"]
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Bin:
-    """A length bin: token_len from `lower` to `upper`, both included (`lower` > `upper`: emptied by ties).
+    """A length bin from `lower` to `upper`, both included, in the unit of `Manifest.bin_by` (`lower` > `upper`: empty).
 
-    `available` examples are eligible, `selected` of them are run; the lengths of both are null in an empty bin.
+    `available` examples are eligible, `selected` of them are run; the token_len of both is null in an empty bin.
     """
 
     bin_idx: int
@@ -57,6 +61,7 @@ class Manifest:
     ----------
     tokenizer : what counted the lengths.
     protocol : name and version of the prompts.
+    bin_edges : inclusive upper edges of the bins, in the unit of `bin_by`.
     entries : sorted by (token_len, example_id).
     examples : in the order of `entries`.
     clusters : bin index (as text) -> sorted cluster ids of the bin's entries.
@@ -79,6 +84,15 @@ class Manifest:
     clusters: dict[str, list[str]]
     examples: list[Example]
     warnings: list[str] = field(default_factory=list)
+    bin_by: BinBy = "token_len"
+
+    @property
+    def length_unit(self) -> str:
+        """The unit of token_len: the records' own `length` counts words, in Chinese characters."""
+        if self.tokenizer != "length":
+            return "tokens"
+        facts = task_facts(self.task)
+        return "characters" if facts and facts.language == "zh" else "words"
 
 
 def build_manifest(
@@ -88,30 +102,40 @@ def build_manifest(
     dataset: str,
     task: str,
     tokenizer: str,
+    protocol: str,
     n_bins: int,
-    n_per_bin: int,
+    n_per_bin: int | None,
     selection_seed: int,
+    by: BinBy = "token_len",
+    edges: Sequence[int] = (),
     min_tokens: int | None = None,
     max_tokens: int | None = None,
 ) -> Manifest:
-    """Cut the eligible examples into length bins and choose up to `n_per_bin` of each.
+    """Cut the eligible examples into length bins and choose up to `n_per_bin` of each (None: all).
 
     Parameters
     ----------
     examples : of one task, in any order.
     tokenizer : name of the counter behind token_len.
+    protocol : name and version of the prompts.
+    by, edges : what bins are cut by, and the upper edges of all bins but the last; without edges quantiles.
     min_tokens, max_tokens : bounds of the eligible prompt lengths, both included.
 
     Raises
     ------
     UserError
-        When no example is eligible.
+        When no example is eligible, or bins are cut by a length that a record does not have.
     """
     kept = eligible(examples, min_tokens, max_tokens)
     ids = [example.example_id for example in kept]
-    lengths = np.array([example.token_len for example in kept])
-    edges = bin_edges(lengths, n_bins)
-    bins = assign_bins(lengths, edges)
+    lengths = np.array([measured(example, by, example.token_len, task) for example in kept])
+    upper = [*edges, max(int(lengths.max()), *edges)] if edges else bin_edges(lengths, n_bins)
+    bins = assign_bins(lengths, upper)
+    if n_per_bin is None:
+        n_per_bin = int(np.bincount(bins).max())
+        full_size = 1
+    else:
+        full_size = n_per_bin
     chosen = set(select(ids, bins, n_per_bin, selection_seed))
     rows = sorted(
         (
@@ -122,7 +146,7 @@ def build_manifest(
         key=lambda row: (row[0].token_len, row[0].example_id),
     )
     entries = [entry for entry, _ in rows]
-    summaries = _summaries(edges, lengths, bins, entries)
+    summaries = _summaries(upper, int(lengths.min()), np.array([e.token_len for e in kept]), bins, entries)
     return Manifest(
         version=VERSION,
         experiment=experiment,
@@ -130,27 +154,47 @@ def build_manifest(
         dataset_id=f"{dataset}__{task}",
         task=task,
         tokenizer=tokenizer,
-        protocol=f"{prompts.protocol}-{prompts.protocol_version}",
+        protocol=protocol,
         n_bins=n_bins,
         n_per_bin=n_per_bin,
         selection_seed=selection_seed,
-        bin_edges=edges,
+        bin_edges=upper,
         bins=summaries,
         entries=entries,
         clusters=_clusters(n_bins, entries, [example for _, example in rows]),
         examples=[example for _, example in rows],
         warnings=[
-            f"bin {b.bin_idx} (up to {b.upper} tokens): {b.available} examples, {n_per_bin} asked for"
+            f"bin {b.bin_idx} ({by} up to {b.upper}): {b.available} examples, {full_size} asked for"
+            if b.available
+            else f"bin {b.bin_idx} ({by} from {b.lower} on) is empty"
             for b in summaries
-            if b.available < n_per_bin
+            if b.available < full_size
         ],
+        bin_by=by,
     )
 
 
+def measured(example: Example, by: BinBy, token_len: int, task: str) -> int:
+    """The length of an example that bins are cut by."""
+    if by == "token_len":
+        return token_len
+    length = example.meta.get("length")
+    if length is None:
+        raise UserError(
+            f"task {task}: example {example.example_id} has no length, which binning.by: length asks for; set binning.by "
+            "to token_len or add the column length to the records"
+        )
+    return int(length)
+
+
 def _summaries(
-    edges: Sequence[int], lengths: npt.NDArray[np.int_], bins: npt.NDArray[np.int_], entries: Sequence[Entry]
+    edges: Sequence[int],
+    shortest: int,
+    lengths: npt.NDArray[np.int_],
+    bins: npt.NDArray[np.int_],
+    entries: Sequence[Entry],
 ) -> list[Bin]:
-    lowers = [int(lengths.min()), *(edge + 1 for edge in edges[:-1])]
+    lowers = [shortest, *(edge + 1 for edge in edges[:-1])]
     result = []
     for index, (lower, upper) in enumerate(zip(lowers, edges, strict=True)):
         available = lengths[bins == index]
@@ -224,7 +268,10 @@ def _contradiction(m: Manifest) -> str | None:
     ids = [entry.example_id for entry in m.entries]
     doubled = [example_id for example_id, count in Counter(ids).items() if count > 1]
     order = [(entry.token_len, entry.example_id) for entry in m.entries]
-    lengths = [length for length, _ in order]
+    lengths = [
+        measured(example, m.bin_by, entry.token_len, m.task)
+        for entry, example in zip(m.entries, m.examples, strict=False)
+    ]
     bins = [entry.bin_idx for entry in m.entries]
     checks = {
         f"entries: doubled example_id {', '.join(doubled)}": not doubled,
@@ -234,8 +281,8 @@ def _contradiction(m: Manifest) -> str | None:
         "bin_edges fall": m.bin_edges == sorted(m.bin_edges),
         "bins: bin_idx or upper differs from bin_edges": [(b.bin_idx, b.upper) for b in m.bins]
         == list(enumerate(m.bin_edges)),
-        "entries: token_len lies beyond the last of bin_edges": max(lengths) <= m.bin_edges[-1],
-        "entries: bin_idx does not follow from token_len and bin_edges": bins
+        f"entries: {m.bin_by} lies beyond the last of bin_edges": max(lengths, default=0) <= m.bin_edges[-1],
+        f"entries: bin_idx does not follow from {m.bin_by} and bin_edges": bins
         == assign_bins(lengths, m.bin_edges).tolist(),
         "bins: selected does not count the entries": [b.selected for b in m.bins]
         == [bins.count(index) for index in range(m.n_bins)],

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kv_transition.data.prompts import build_prompt
-from kv_transition.data.tokenizer import TokenCounter
+from kv_transition.data.protocol import TaskProtocol, own_protocol
+from kv_transition.data.tokenizer import ModelTokenizer, RecordLength, TokenCounter
 from kv_transition.errors import UserError
 from kv_transition.files import canonical_json, read_parquet, sha256_text, write_parquet
 
@@ -22,7 +22,8 @@ class Example:
     ----------
     example_id : unique in its task.
     answers : the gold answers, each right by itself.
-    meta : task, language, length (as the record gives it), all_classes, source_id, dataset; null where unknown.
+    meta : task, language, length (as the record gives it), all_classes, source_id, dataset, null where unknown;
+        position (row in the source, from 0), and extra where the record has it.
     cluster_id : shared by the examples of one context.
     """
 
@@ -46,14 +47,20 @@ class CountedExample(Example):
 
 
 def normalize_records(
-    records: Sequence[Mapping[str, Any]], task: str, counter: TokenCounter
+    records: Sequence[Mapping[str, Any]],
+    task: str,
+    counter: TokenCounter | RecordLength,
+    protocol: TaskProtocol | None = None,
+    tokenizer: ModelTokenizer | None = None,
 ) -> list[CountedExample]:
     """Examples of a task, sorted by example_id; texts are kept exactly as they are.
 
     Parameters
     ----------
     records : as :func:`kv_transition.data.longbench_loader.read_records` gives them.
-    counter : counts `token_len` on the prompt that the model will be given.
+    counter : counts `token_len` on the prompt that the model will be given, or takes the record's own length.
+    protocol : makes the prompts, shortened ones included; by default this project's own.
+    tokenizer : the model's, where the protocol has a limit.
 
     Notes
     -----
@@ -62,10 +69,22 @@ def normalize_records(
     Raises
     ------
     UserError
-        When two records have the same id (naming both), or there is none.
+        When two records have the same id (naming both), there is none, or one has no length where that counts.
     """
     ids = record_ids(records, task)
-    examples = [_example(record, task, key, counter) for key, record in zip(ids, records, strict=True)]
+    protocol = protocol or own_protocol(task)
+
+    def token_len(position: int, record: Mapping[str, Any]) -> int:
+        if isinstance(counter, RecordLength):
+            return counter.of(record, f"task {task}, record {position + 1} ({ids[position]})")
+        return counter.count(
+            protocol.prompt(record["input"], record["context"], tokenizer, record.get("extra"))
+        )
+
+    examples = [
+        _example(record, task, ids[position], position, token_len(position, record))
+        for position, record in enumerate(records)
+    ]
     return sorted(examples, key=lambda example: example.example_id)
 
 
@@ -88,24 +107,30 @@ def _content_id(record: Mapping[str, Any], task: str) -> str:
     return sha256_text(identity)[:32]
 
 
-def _example(record: Mapping[str, Any], task: str, example_id: str, counter: TokenCounter) -> CountedExample:
+def _example(
+    record: Mapping[str, Any], task: str, example_id: str, position: int, token_len: int
+) -> CountedExample:
     question, context, answers = record["input"], record["context"], list(record["answers"])
     classes = record.get("all_classes")
-    meta = {
+    meta: dict[str, Any] = {
         "task": task,
         "language": record.get("language"),
         "length": record.get("length"),
         "all_classes": None if classes is None else list(classes),
         "source_id": record.get("_id"),
         "dataset": record.get("dataset"),
+        "position": position,
     }
+    if record.get("extra") is not None:
+        meta["extra"] = dict(record["extra"])
     cluster_id = sha256_text(context)[:16] if context.strip() else example_id
-    token_len = counter.count(build_prompt(task, question, context))
     return CountedExample(example_id, question, context, answers, meta, cluster_id, token_len)
 
 
-def write_examples(path: str | Path, examples: Sequence[CountedExample], tokenizer: str = "") -> None:
-    """Write examples.parquet, sorted by example_id; `tokenizer` names what counted them."""
+def write_examples(
+    path: str | Path, examples: Sequence[CountedExample], tokenizer: str = "", protocol: str = ""
+) -> None:
+    """Write examples.parquet, sorted by example_id; `tokenizer` names what counted them, `protocol` their prompts."""
     import pyarrow as pa
 
     columns = {
@@ -117,7 +142,8 @@ def write_examples(path: str | Path, examples: Sequence[CountedExample], tokeniz
         "token_len": pa.array([e.token_len for e in examples], pa.int32()),
         "cluster_id": pa.array([e.cluster_id for e in examples], pa.string()),
     }
-    write_parquet(path, columns, sort_by=["example_id"], metadata={"tokenizer": tokenizer})
+    metadata = {"tokenizer": tokenizer, "protocol": protocol}
+    write_parquet(path, columns, sort_by=["example_id"], metadata=metadata)
 
 
 def read_examples(path: str | Path) -> list[CountedExample]:
@@ -138,7 +164,16 @@ def read_examples(path: str | Path) -> list[CountedExample]:
 
 def read_tokenizer(path: str | Path) -> str:
     """The name of the counter behind the `token_len` of an examples.parquet."""
+    return _read_metadata(path, "tokenizer")
+
+
+def read_protocol(path: str | Path) -> str:
+    """Name and version of the prompts that an examples.parquet was counted with."""
+    return _read_metadata(path, "protocol")
+
+
+def _read_metadata(path: str | Path, key: str) -> str:
     import pyarrow.parquet as pq
 
     metadata = pq.read_schema(path).metadata or {}
-    return str(metadata.get(b"tokenizer", b"").decode("utf-8"))
+    return str(metadata.get(key.encode(), b"").decode("utf-8"))

@@ -75,10 +75,18 @@ class Prompt:
     messages : the chat, in order; the last message is the user's.
     context_end : characters of the last message's content up to and including the context;
         None when there is no context.
+    wrapped : False where the content of the only message is the model's whole input, without a chat template.
+    dropped_tokens : tokens taken out of the middle because the prompt was too long.
+    excess_tokens : tokens by which a shortened prompt, tokenised again, is still above the limit.
+    context_lost : there is a context, but shortening took away where it ends; `context_end` is None then.
     """
 
     messages: tuple[Message, ...]
     context_end: int | None
+    wrapped: bool = True
+    dropped_tokens: int = 0
+    excess_tokens: int = 0
+    context_lost: bool = False
 
 
 def _table_name(task: str) -> str:
@@ -108,5 +116,6 @@ def build_prompt(task: str, question: str, context: str) -> Prompt:
 
 
 def prompt_hash(prompt: Prompt) -> str:
-    """Hex digest of the messages: equal for equal chats, whatever the context is."""
-    return sha256_text(canonical_json(list(prompt.messages)))
+    """Hex digest of what the model is given: equal for equal chats, whatever the context is."""
+    messages = list(prompt.messages)
+    return sha256_text(canonical_json(messages if prompt.wrapped else {"text": messages}))

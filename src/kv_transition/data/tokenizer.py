@@ -6,22 +6,30 @@ import json
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from kv_transition.data.chat_template import TEMPLATE_DATE, chat_template, compile_template, without_system
 from kv_transition.data.prompts import Message, Prompt
 from kv_transition.errors import UserError
 from kv_transition.files import canonical_json, sha256_file, sha256_text
 
 logger = logging.getLogger(__name__)
 
-#: What a chat template that prints today's date is told, so that a prompt is the same on every day.
-TEMPLATE_DATE = datetime(2024, 7, 26)
-
 FALLBACKS = ("error", "approximate")
+
+#: The counter of this name takes a record's own `length`.
+RECORD_LENGTH = "length"
+
+#: What the transformers library makes of decoded text, in this order, where a model's tokenizer_config.json sets
+#: `clean_up_tokenization_spaces`.
+CLEAN_UPS = (
+    *((f" {mark}", mark) for mark in (".", "?", "!", ",")),
+    (" ' ", "'"),
+    *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
+)
 
 
 @dataclass(frozen=True)
@@ -61,49 +69,6 @@ def _token_text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """chat_template.jinja, else the template in tokenizer_config.json (its default one where it lists several)."""
-    own_file = folder / "chat_template.jinja"
-    if own_file.is_file():
-        return own_file.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        template = {item["name"]: item["template"] for item in template}.get("default")
-    return template if isinstance(template, str) else None
-
-
-def _compile(template: str, source: Path) -> Any:
-    """Compile a chat template with the settings that the transformers library documents for them."""
-    import jinja2
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def to_json(value: object, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = TEMPLATE_DATE.strftime
-    try:
-        return environment.from_string(template)
-    except jinja2.TemplateError as error:
-        raise UserError(
-            f"{source}: the chat template cannot be read ({error}); give a valid chat_template.jinja"
-        ) from None
-
-
-def _without_system(messages: Sequence[Message]) -> list[Message]:
-    """The chat with its system message at the head of the first user message."""
-    system, first, *rest = messages
-    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
-
-
 class ModelTokenizer:
     """The tokenizer and chat template of a model folder.
 
@@ -116,6 +81,7 @@ class ModelTokenizer:
     ----------
     has_chat_template : False means that :meth:`render` joins the contents with newlines.
     eos_ids : every token that ends an answer, from generation_config.json, config.json and tokenizer_config.json.
+    byte_ids : tokens that stand for single bytes, in tokenizers that have such.
     content_hash : changes with anything that can change the tokens of a prompt.
 
     Notes
@@ -146,10 +112,13 @@ class ModelTokenizer:
             for key in sorted(config)
             if key.endswith("_token") and (text := _token_text(config[key]))
         }
-        template = _chat_template(self.folder, config)
+        template = chat_template(self.folder, config)
         self.has_chat_template = template is not None
-        self._template = None if template is None else _compile(template, self.folder)
+        self._template = None if template is None else compile_template(template, self.folder)
+        self._cleans_up = config.get("clean_up_tokenization_spaces") is True
         self.eos_ids = self._end_tokens()
+        bytes_named = (self._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+        self.byte_ids = frozenset(token for token in bytes_named if token is not None)
         self._unknown = self._unknown_id(_read_json(source)["model"])
         self._begin = self._begin_text()
         date = TEMPLATE_DATE.date().isoformat()
@@ -220,16 +189,16 @@ class ModelTokenizer:
             problem = error
         if len(messages) > 1 and messages[0]["role"] == "system":
             try:
-                return fill(_without_system(messages))
+                return fill(without_system(messages))
             except Exception as error:
                 problem = error
         raise UserError(
             f"{self.folder}: the chat template refuses the prompt: {problem}; give another chat_template.jinja"
         )
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids; none is added (the template holds the special tokens)."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """Token ids; by default none is added (the template holds the special tokens)."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -237,12 +206,32 @@ class ModelTokenizer:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
+    def plain_text(self, ids: Sequence[int]) -> str:
+        """Text of token ids as the transformers library decodes it: special tokens skipped, and for some models spaces
+        before punctuation taken away."""
+        text = self.decode(ids)
+        for spaced, cleaned in CLEAN_UPS if self._cleans_up else ():
+            text = text.replace(spaced, cleaned)
+        return text
+
+    def token_starts(self, text: str) -> list[int]:
+        """Where in the text each of its tokens begins, in characters."""
+        return [start for start, _ in self._tokenizer.encode(text, add_special_tokens=False).offsets]
+
+    def last_ids(self, texts: Sequence[str]) -> frozenset[int]:
+        """The last token of each text; a text without tokens (white space, to some tokenizers) has none."""
+        return frozenset(ids[-1] for text in texts if (ids := self.encode(text)))
+
     def prompt_texts(self, prompt: Prompt) -> tuple[str, str]:
         """The rendered prompt up to the end of the context, and the rest of it ("" and all of it without a context).
 
+        A prompt that is not wrapped is its message's text, begun as the tokenizer itself begins a text.
         The end is found by rendering the chat a second time with a mark behind the context. The mark stands between
         the context and the question, out of reach of a template that strips contents.
         """
+        if not prompt.wrapped:
+            text, end = prompt.messages[-1]["content"], prompt.context_end
+            return ("", self._begin + text) if end is None else (self._begin + text[:end], text[end:])
         whole = self.render(prompt.messages)
         if prompt.context_end is None:
             return "", whole
@@ -321,6 +310,29 @@ class ApproximateCounter:
         return math.ceil(1.15 * cjk + (len(text) - cjk) / 4.4)
 
 
+@dataclass(frozen=True)
+class RecordLength:
+    """Length as the record itself gives it: words, in Chinese characters."""
+
+    name: str = RECORD_LENGTH
+
+    def of(self, record: Mapping[str, Any], where: str) -> int:
+        """The record's `length`.
+
+        Raises
+        ------
+        UserError
+            Naming the record by `where` when it has none, or one below 1.
+        """
+        length = record.get("length")
+        if not isinstance(length, int) or length < 1:
+            raise UserError(
+                f"{where}: length is {length!r}, and tokenizer.name: length needs a whole number from 1 up; add it, or name "
+                "a tokenizer"
+            )
+        return length
+
+
 def _load(name: str, model_path: str | None) -> TokenCounter:
     if name == "model":
         if model_path is None:
@@ -341,23 +353,25 @@ def _load(name: str, model_path: str | None) -> TokenCounter:
 
 
 def _check_name(name: str) -> None:
-    if name == "model":
+    if name in ("model", RECORD_LENGTH):
         return
     import tiktoken
 
     known = tiktoken.list_encoding_names()
     if name not in known:
         raise UserError(
-            f"tokenizer.name: {name!r} is unknown; give model (the model's own) or one of {', '.join(known)}"
+            f"tokenizer.name: {name!r} is unknown; give model (the model's own), length (the records' own) or one of "
+            f"{', '.join(known)}"
         )
 
 
-def load_counter(name: str, model_path: str | None, fallback: str) -> TokenCounter:
+def load_counter(name: str, model_path: str | None, fallback: str) -> TokenCounter | RecordLength:
     """The counter that defines prompt length, hence the bins.
 
     Parameters
     ----------
-    name : "model" (the tokenizer in `model_path`, on the rendered prompt) or a tiktoken encoding.
+    name : "model" (the tokenizer in `model_path`, on the rendered prompt), a tiktoken encoding, or "length" (the
+        records' own `length`).
     fallback : what to do when it cannot be loaded: "error", or "approximate" (:class:`ApproximateCounter`, whose
         name says so, with a warning in the log).
 
@@ -369,6 +383,8 @@ def load_counter(name: str, model_path: str | None, fallback: str) -> TokenCount
     if fallback not in FALLBACKS:
         raise UserError(f"tokenizer.fallback: {fallback!r} is unknown; give {' or '.join(FALLBACKS)}")
     _check_name(name)
+    if name == RECORD_LENGTH:
+        return RecordLength()
     try:
         return _load(name, model_path)
     except UserError as error:

@@ -25,9 +25,30 @@ from kv_transition.files import atomic_path, canonical_json, sha256_text
 _RUN = ("run_id", "task", "method", "budget", "budget_value", "scope", "first_token")
 _REQUEST = (
     *("request_id", "run_id", "dataset_id", "example_id", "replicate"),
-    *("answer_key", "prompt_hash", "attempts", "engine", "host", "created"),
+    *(
+        "answer_key",
+        "prompt_hash",
+        "protocol",
+        "wrapped",
+        "dropped_tokens",
+        "excess_tokens",
+        "attempts",
+        "engine",
+        "host",
+        "created",
+    ),
 )
-_RESPONSE = ("request_id", "text", "finish_reason", "prompt_tokens", "completion_tokens", "copied_from")
+_RESPONSE = (
+    *(
+        "request_id",
+        "text",
+        "given_score",
+        "finish_reason",
+        "prompt_tokens",
+        "completion_tokens",
+        "copied_from",
+    ),
+)
 _TELEMETRY = (
     *("request_id", "kept_mean", "kept_min", "kept_max", "kept_per_layer", "press_len", "question_tokens"),
     *("bytes_kept", "peak_tokens", "active", "verified"),
@@ -35,9 +56,9 @@ _TELEMETRY = (
 )
 _FAILURE = ("request_id", "failure", "attempts", "error")
 _SCORE = (
-    *("request_id", "metric", "score", "em", "f1", "pred_norm", "gold_norm", "failure"),
+    *("request_id", "protocol", "metric", "score", "em", "f1", "pred_norm", "gold_norm", "failure"),
     *("flag_timeout", "flag_engine_error", "flag_empty_output", "flag_refusal", "flag_truncated"),
-    *("flag_format_error", "one_token"),
+    *("flag_format_error", "one_token", "recursion_artefact"),
 )
 _DATASET = (
     *("experiment_id", "dataset", "task", "tokenizer", "protocol", "n_bins", "n_per_bin", "selection_seed"),

@@ -87,6 +87,10 @@ CREATE TABLE requests (
     replicate   INTEGER NOT NULL,
     answer_key  TEXT,              -- hash of everything that determines the answer
     prompt_hash TEXT,
+    protocol       TEXT,    -- name and version of the prompts
+    wrapped        BOOLEAN CHECK (wrapped IN (0, 1)),  -- through the model's chat template
+    dropped_tokens INTEGER, -- taken out of the prompt's middle
+    excess_tokens  INTEGER, -- above the limit all the same, after tokenising the shortened prompt again
     attempts    INTEGER,
     engine      JSON TEXT,         -- what answered: class, protocol, versions
     host        TEXT,
@@ -99,6 +103,7 @@ CREATE INDEX requests_by_example ON requests (dataset_id, example_id);
 CREATE TABLE responses (
     request_id        TEXT PRIMARY KEY REFERENCES requests (request_id),
     text              TEXT,     -- NULL where no answer came back
+    given_score       REAL,     -- the score of a published result that has no text
     finish_reason     TEXT,     -- "stop" or "length"
     prompt_tokens     INTEGER,
     completion_tokens INTEGER,  -- the end token included
@@ -138,6 +143,7 @@ CREATE INDEX failures_by_label ON failures (label);
 -- Scores from 0 to 1; NULL where no answer came back. The flags are all findings, the label is the first of them.
 CREATE TABLE scores (
     request_id        TEXT PRIMARY KEY REFERENCES requests (request_id),
+    protocol          TEXT NOT NULL,  -- name and version of the prompts
     metric            TEXT NOT NULL,  -- name of the task's primary metric
     score             REAL,           -- its value
     em                REAL,
@@ -151,7 +157,8 @@ CREATE TABLE scores (
     flag_refusal      BOOLEAN NOT NULL CHECK (flag_refusal IN (0, 1)),
     flag_truncated    BOOLEAN NOT NULL CHECK (flag_truncated IN (0, 1)),
     flag_format_error BOOLEAN NOT NULL CHECK (flag_format_error IN (0, 1)),
-    one_token         BOOLEAN NOT NULL CHECK (one_token IN (0, 1))
+    one_token         BOOLEAN NOT NULL CHECK (one_token IN (0, 1)),
+    recursion_artefact BOOLEAN NOT NULL CHECK (recursion_artefact IN (0, 1))  -- LongBench's own code may give 0 here
 );
 
 -- Analysis tables: bin_idx -1 is all bins pooled; policy says how failed requests count ("zero" or "exclude").
@@ -190,6 +197,9 @@ CREATE TABLE bin_stats (
     boot_hi          REAL,
     em_mean          REAL,
     f1_mean          REAL,
+    protocol         TEXT,  -- name and version of the prompts
+    metric           TEXT,
+    length_unit      TEXT,  -- of token_len
     PRIMARY KEY (dataset, method, budget, bin_idx, policy)
 );
 
@@ -226,6 +236,9 @@ CREATE TABLE retention (
     boot_lo            REAL,
     boot_hi            REAL,
     boot_zero_den_frac REAL,
+    protocol           TEXT,
+    metric             TEXT,
+    length_unit        TEXT,
     PRIMARY KEY (dataset, method, budget, bin_idx, policy)
 );
 
@@ -261,6 +274,9 @@ CREATE TABLE transition_summary (
     n_pairs          INTEGER,
     token_len_median REAL,
     flags            TEXT,
+    protocol         TEXT,  -- name and version of the prompts
+    metric           TEXT,
+    length_unit      TEXT,  -- of token_len
     PRIMARY KEY (dataset, method, bin_idx, policy, tau)
 );
 

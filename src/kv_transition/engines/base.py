@@ -39,10 +39,28 @@ class Cell:
 
 @dataclass(frozen=True)
 class Decoding:
-    """Greedy decoding: at most `max_new_tokens`, ended early by the model or by one of the `stop` strings."""
+    """Greedy decoding: at most `max_new_tokens`, ended early by the model or by one of the `stop` strings.
+
+    Attributes
+    ----------
+    min_new_tokens : tokens before which no end token is taken.
+    stop_token_texts : texts whose last token ends an answer as the model's own end tokens do, but stays in its text.
+    """
 
     max_new_tokens: int
     stop: tuple[str, ...] = ()
+    min_new_tokens: int = 0
+    stop_token_texts: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any]) -> Decoding:
+        """From what a protocol's `decoding` gives; keys that are not there have their defaults."""
+        return cls(
+            section["max_new_tokens"],
+            tuple(section["stop"]),
+            section.get("min_new_tokens", 0),
+            tuple(section.get("stop_token_texts", ())),
+        )
 
 
 @dataclass(frozen=True)
@@ -102,7 +120,8 @@ class EngineResult:
 
     Attributes
     ----------
-    finish_reason : "stop" (the model or a stop string ended it), "length", or None for a failure.
+    finish_reason : "stop" (the model or a stop string ended it), "length", "cancelled" (whoever observed it ended it), or
+        None for a failure.
     completion_tokens : generated tokens, the end token included.
     copied_from : "full" where the budget took nothing away, so that the full answer is this cell's answer.
     failure : None, "ENGINE_ERROR" or "TIMEOUT"; `error` says what happened.

@@ -20,7 +20,7 @@ TAIL_TOKENS = 64
 
 @dataclass
 class Answer:
-    """Generated tokens of one cell, the end token included, and their text without it."""
+    """Generated tokens of one cell, the end token included, and their text without the model's end token."""
 
     tokens: list[int] = field(default_factory=list)
     text: str = ""
@@ -29,28 +29,49 @@ class Answer:
 
 @dataclass(frozen=True)
 class Ending:
-    """When an answer is over."""
+    """When an answer is over.
+
+    Attributes
+    ----------
+    min_new_tokens : tokens before which neither an end token nor one of `stop_ids` is taken.
+    stop_ids : tokens that end an answer and stay in its text. LongBench stops some answers at a newline token, which is
+        part of its predictions and cut off by its scoring.
+    observe : told the tokens of an answer that goes on, after each of them; True ends it there ("cancelled").
+    """
 
     max_new_tokens: int
     stop: tuple[str, ...]
     eos_ids: frozenset[int]
     decode: Callable[[Sequence[int]], str]
+    min_new_tokens: int = 0
+    stop_ids: frozenset[int] = frozenset()
+    observe: Callable[[Sequence[int]], bool] | None = None
+
+    def choose(self, logits: Array, generated: int) -> list[int]:
+        """The best next token of every row of `logits` (rows, vocabulary), after `generated` tokens."""
+        if generated < self.min_new_tokens:
+            logits = logits.copy()
+            ends = [token for token in self.eos_ids | self.stop_ids if token < logits.shape[1]]
+            logits[:, ends] = -np.inf
+        best: list[int] = logits.argmax(axis=1).tolist()
+        return best
 
     def append(self, answer: Answer, token: int) -> bool:
         """Add a token to an answer; True when that ends it. Text from a stop string on is cut off."""
         answer.tokens.append(token)
-        ended = token in self.eos_ids
+        ended, stopped = token in self.eos_ids, token in self.stop_ids
         full = len(answer.tokens) >= self.max_new_tokens
-        if not (ended or full or self.stop):
-            return False
-        answer.text = self.decode(answer.tokens[:-1] if ended else answer.tokens)
-        met = [at for stop in self.stop if (at := answer.text.find(stop)) >= 0]
-        if met:
-            answer.text = answer.text[: min(met)]
-        if ended or met:
-            answer.finish_reason = "stop"
-        elif full:
-            answer.finish_reason = "length"
+        if ended or stopped or full or self.stop:
+            answer.text = self.decode(answer.tokens[:-1] if ended else answer.tokens)
+            met = [at for stop in self.stop if (at := answer.text.find(stop)) >= 0]
+            if met:
+                answer.text = answer.text[: min(met)]
+            if ended or stopped or met:
+                answer.finish_reason = "stop"
+            elif full:
+                answer.finish_reason = "length"
+        if answer.finish_reason is None and self.observe is not None and self.observe(answer.tokens):
+            answer.text, answer.finish_reason = self.decode(answer.tokens), "cancelled"
         return answer.finish_reason is not None
 
 
@@ -90,9 +111,10 @@ def decode_cells(
     position += len(tail)
     on_first_token()
     answers = {cell: Answer() for cell in caches}
+    generated = 0
     while groups:
         rows = [cell for group in groups for cell in group.rows]
-        tokens = dict(zip(rows, logits.argmax(axis=1).tolist(), strict=True))
+        tokens = dict(zip(rows, ending.choose(logits, generated), strict=True))
         finished = {cell for cell, token in tokens.items() if ending.append(answers[cell], token)}
         for group in groups:
             for cell in finished.intersection(group.rows):
@@ -102,4 +124,5 @@ def decode_cells(
             going = [[tokens[cell]] for group in groups for cell in group.rows]
             logits = model.extend(groups, np.asarray(going, dtype=np.int64), position)
             position += 1
+        generated += 1
     return answers

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,18 +67,31 @@ class ReferenceEngine(BaseEngine):
         methods: Mapping[str, Mapping[str, Any]] | None = None,
         unknown_token_limit: float = 0.2,
     ) -> None:
+        self._configure(scope, first_token, methods or {})
+        self.path = Path(model_path)
+        self.unknown_token_limit = unknown_token_limit
+        self.config = read_config(self.path)
+        self.tokenizer = ModelTokenizer(self.path)
+        self.model = Llama(self.config, read_weights(self.path))
+
+    def _configure(
+        self, scope: Scope, first_token: FirstToken, methods: Mapping[str, Mapping[str, Any]]
+    ) -> None:
         if scope == "context" and first_token != "compressed":
             raise ConfigError(
                 f"kv.first_token: {first_token!r} does not go with kv.scope context, where the question is read from the "
                 "compressed cache; set kv.first_token: compressed"
             )
-        self.path = Path(model_path)
         self.scope, self.first_token = scope, first_token
-        self.parameters = resolve_parameters(methods or {})
-        self.unknown_token_limit = unknown_token_limit
-        self.config = read_config(self.path)
-        self.tokenizer = ModelTokenizer(self.path)
-        self.model = Llama(self.config, read_weights(self.path))
+        self.parameters = resolve_parameters(methods)
+
+    def variant(
+        self, scope: Scope, first_token: FirstToken, methods: Mapping[str, Mapping[str, Any]]
+    ) -> ReferenceEngine:
+        """An engine with other settings that shares this one's weights and tokenizer."""
+        other = copy(self)
+        other._configure(scope, first_token, methods)
+        return other
 
     def provenance(self) -> dict[str, Any]:
         """Class, protocol, versions, and the hash of the tokenizer; the caller knows that of the model."""
@@ -88,9 +102,21 @@ class ReferenceEngine(BaseEngine):
             "tokenizer_hash": self.tokenizer.content_hash,
         }
 
-    def generate(self, prompt: Prompt, cell: Cell, decoding: Decoding, example_id: str) -> EngineResult:
-        """Answer one prompt at one cell; timings are the request's own."""
-        return self._answer(prompt, [cell], decoding, example_id, "request")[0]
+    def generate(
+        self,
+        prompt: Prompt,
+        cell: Cell,
+        decoding: Decoding,
+        example_id: str,
+        observe: Callable[[Sequence[int]], bool] | None = None,
+    ) -> EngineResult:
+        """Answer one prompt at one cell; timings are the request's own.
+
+        Parameters
+        ----------
+        observe : told all tokens so far, after each one behind which the answer goes on; True ends it there.
+        """
+        return self._answer(prompt, [cell], decoding, example_id, "request", observe)[0]
 
     def sweep(
         self, prompt: Prompt, cells: Sequence[Cell], decoding: Decoding, example_id: str
@@ -105,6 +131,7 @@ class ReferenceEngine(BaseEngine):
         decoding: Decoding,
         example_id: str,
         timing_scope: TimingScope,
+        observe: Callable[[Sequence[int]], bool] | None = None,
     ) -> list[EngineResult]:
         own_cells = [self._checked(cell) for cell in cells]
         begin = time.perf_counter()
@@ -112,7 +139,8 @@ class ReferenceEngine(BaseEngine):
         unknown = {"unknown_share": self.tokenizer.unknown_share(prompt_ids.ids)}
         check_vocabulary(unknown, self.unknown_token_limit, example_id)
         try:
-            answers = self._swept(prompt_ids, own_cells, decoding, example_id, begin, timing_scope)
+            ending = self._ending(decoding, observe)
+            answers = self._swept(prompt_ids, own_cells, ending, example_id, begin, timing_scope)
             return [replace(answers.result(cell), raw=unknown) for cell in own_cells]
         except UserError:
             raise
@@ -124,7 +152,7 @@ class ReferenceEngine(BaseEngine):
         self,
         prompt_ids: PromptIds,
         cells: Sequence[Cell],
-        decoding: Decoding,
+        ending: Ending,
         example_id: str,
         begin: float,
         timing_scope: TimingScope,
@@ -139,10 +167,19 @@ class ReferenceEngine(BaseEngine):
         for cell in cells:
             self._check_window(cell, split)
         live = list(dict.fromkeys(cell if split.is_active(cell) else FULL for cell in cells))
-        ends = frozenset(self.tokenizer.eos_ids)
-        ending = Ending(decoding.max_new_tokens, decoding.stop, ends, self.tokenizer.decode)
         swept = sweep_cells(self.model, ids, split, live, self.parameters, ending, example_id)
         return _Answers(swept, split, len(ids), begin, timing_scope)
+
+    def _ending(self, decoding: Decoding, observe: Callable[[Sequence[int]], bool] | None) -> Ending:
+        return Ending(
+            decoding.max_new_tokens,
+            decoding.stop,
+            frozenset(self.tokenizer.eos_ids),
+            self.tokenizer.decode,
+            decoding.min_new_tokens,
+            self.tokenizer.last_ids(decoding.stop_token_texts),
+            observe,
+        )
 
     def _check_window(self, cell: Cell, split: Split) -> None:
         """One curve has one window: a share of a short prompt must not fall below twice the window."""

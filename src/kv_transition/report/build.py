@@ -13,6 +13,7 @@ from kv_transition.files import write_text
 from kv_transition.report import findings, tables
 from kv_transition.report.markdown import move_links, name_text, relative_link, table
 from kv_transition.report.method_card import method_card
+from kv_transition.report.official import official_scores
 from kv_transition.report.study import Study, read_study
 from kv_transition.report.wording import looked_at, percent
 
@@ -74,7 +75,9 @@ def context(
             _task(study, task, [drawn for name, drawn in shown if name == task]) for task in study.tasks
         ],
         "figures": [drawn for name, drawn in shown if name not in study.tasks],
+        "published": settings["engine"]["kind"] == "published",
         "policy": study.policy,
+        "protocols": " and ".join(sorted({study.protocol(task) for task in study.tasks})),
         "failures": tables.failure_table(study),
         "failure_examples": tables.failure_examples(study, int(settings["output"]["failure_examples"])),
         "not_shown": findings.not_shown(study),
@@ -109,6 +112,8 @@ def _task(study: Study, task: str, figures: list[dict[str, str]]) -> dict[str, A
         "transitions": [(percent(tau), tables.transition_table(study, task, tau)) for tau in study.taus],
         "scores": tables.score_table(study, task),
         "metric": study.metric(task),
+        "protocol": study.protocol(task),
+        "official": official_scores(study, task),
         "figures": figures,
         "retention": tables.retention_table(study, task),
         "floor_retention": tables.floor_retention_table(study, task),

@@ -11,7 +11,7 @@ from kv_transition.analysis.figures.labels import read_estimate
 from kv_transition.report.markdown import name_text
 from kv_transition.report.method_card import FIRST_TOKENS, SCOPES
 from kv_transition.report.study import Study
-from kv_transition.report.tables import with_interval
+from kv_transition.report.tables import overview_table, with_interval
 from kv_transition.report.wording import (
     Curve,
     answer_on_task,
@@ -42,7 +42,7 @@ def answer(study: Study) -> str:
             paragraphs.append(" ".join([*sentences, *length_findings(study, task, tau)]))
     else:
         every = [_named(curve) for task in study.tasks for curve in pooled[task]]
-        paragraphs = [answer_over_tasks(every, tau)] if every else []
+        paragraphs = [answer_over_tasks(every, tau), overview_table(study, tau)] if every else []
     curves = sum(len(study.curves(task, tau)) for task in study.tasks)
     return "\n\n".join([*paragraphs, looked_at(curves, study.conf)])
 
@@ -89,7 +89,12 @@ def read_first(study: Study) -> list[str]:
     known = cells[cells["verified_frac"].notna()]
     total = float(known["n"].sum())
     measured = float((known["verified_frac"] * known["n"]).sum()) / total if total else 0.0
-    if measured < 1:
+    if study.settings["engine"]["kind"] == "published":
+        notes.append(
+            "These are published results: answers, budgets and the reference are the word of their source, and no budget was "
+            "measured here. Where the source names no contexts, examples count as independent."
+        )
+    elif measured < 1:
         notes.append(
             f"Only {percent(measured)} of the answers with a budget have a budget that was measured in the cache; "
             "the others may have been given with another one."
@@ -101,16 +106,21 @@ def read_first(study: Study) -> list[str]:
                 f"On {name_text(task)}, {percent(share)} of the answers are one token, which comes from the full cache: "
                 "its curves cannot show the budget."
             )
+        shortened = study.shortened(task)
+        if shortened:
+            notes.append(
+                f"On {name_text(task)}, {shortened} of the prompts were longer than the limit and lost their middle, before "
+                "anything was evicted."
+            )
         failed = cells[(cells["task"] == task) & cells["unreliable"].astype(bool)]
         if len(failed):
             names = join([f"{name_text(row['method'])} {row['budget']}" for _, row in failed.iterrows()])
             notes.append(
                 f"On {name_text(task)} more than {percent(study.max_failures)} of the requests failed with {names}: marked † in the tables."
             )
-        notes.extend(
-            f"{name_text(task)}: {name_text(text)}"
-            for text in study.manifests.get(task, {}).get("warnings", [])
-        )
+        warnings = [name_text(text) for text in study.manifests.get(task, {}).get("warnings", [])]
+        if warnings:
+            notes.append(f"{name_text(task)}: {'; '.join(warnings)}")
     missing = [name_text(task) for task in study.tasks if study.reference(task, "no_context") is None]
     if missing:
         notes.append(
@@ -178,6 +188,17 @@ def _range(values: pd.Series) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def protocol_words(protocol: str) -> str:
+    """What a protocol label means for comparisons."""
+    if protocol.startswith("official"):
+        return f"{protocol}: LongBench's own prompts and answer lengths"
+    if protocol == "published":
+        return "published: those of the source"
+    return (
+        f"{protocol}: this project's own prompts; scores are not comparable with published LongBench tables"
+    )
+
+
 def tested(study: Study) -> list[tuple[str, str]]:
     """What was run, in a few lines."""
     settings = study.settings
@@ -192,9 +213,10 @@ def tested(study: Study) -> list[tuple[str, str]]:
             max((one.token_len_max for one in bins), default=0),
         )
         number = int(full["n"]) if full is not None and finite(full["n"]) else sum(one.n for one in bins)
+        unit_of_length = bins[0].unit if bins else "tokens"
         noun = "length bin" if len(bins) == 1 else "length bins"
         sizes.append(
-            f"{name_text(task)}: {number} examples of {low:.0f} to {high:.0f} tokens in {len(bins)} {noun}"
+            f"{name_text(task)}: {number} examples of {low:.0f} to {high:.0f} {unit_of_length} in {len(bins)} {noun}"
         )
     references = [
         words
@@ -202,12 +224,19 @@ def tested(study: Study) -> list[tuple[str, str]]:
         if (study.bin_stats["method"] == method).any()
     ]
     kv = settings["kv"]
+    published = settings["engine"]["kind"] == "published"
+    protocols = {study.protocol(task) for task in study.tasks}
     lines = [
         ("Model", f"{name_text(settings['model']['name'])}, engine {name_text(settings['engine']['kind'])}"),
         ("Tasks", "; ".join(sizes)),
         ("Methods", join([name_text(method) for method in study.methods])),
         ("Budgets", f"{budgets} {unit}"),
         ("Compared with", join(references) or "nothing"),
+        ("Prompts", join([protocol_words(protocol) for protocol in sorted(protocols)])),
+    ]
+    if published:
+        return lines
+    lines += [
         ("What may be evicted", SCOPES.get(kv["scope"], kv["scope"])),
         ("First answer token", FIRST_TOKENS.get(kv["first_token"], kv["first_token"])),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kv_transition
@@ -25,6 +26,7 @@ BUDGETS = {
     "context": "context positions kept per layer and KV head; the question and generated tokens come on top",
 }
 UNKNOWN = "not known for this method"
+PUBLISHED = "not known: published results do not say"
 
 
 def method_card(method: str, settings: Mapping[str, Any], cells: pd.DataFrame) -> list[tuple[str, str]]:
@@ -35,6 +37,8 @@ def method_card(method: str, settings: Mapping[str, Any], cells: pd.DataFrame) -
     settings : the resolved configuration.
     cells : rows of `bin_stats` of this method, all lengths pooled, one policy; for measured budgets.
     """
+    if settings["engine"]["kind"] == "published":
+        return published_card(settings)
     known = KNOWN_METHODS.get(method)
     kv = settings["kv"]
     engine = f"kv_transition {kv_transition.__version__}, engine {settings['engine']['kind']}, {settings['engine']['dtype']}"
@@ -61,6 +65,26 @@ def method_card(method: str, settings: Mapping[str, Any], cells: pd.DataFrame) -
         ("deterministic", _deterministic(method, known, parameters)),
     ]
     return rows + _measured(cells)
+
+
+def published_card(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The card of a method whose results come from elsewhere: what was done is the word of their source."""
+    source = settings["published"]
+    unknown = (
+        "paper",
+        "implementation",
+        "hyper-parameters",
+        "scope",
+        "first token",
+        "positions",
+        "evicts while decoding",
+        "memory freed",
+    )
+    return [
+        ("source", f"{Path(str(source['path'])).name}, layout {source['layout']}"),
+        ("what the budget counts", "what the source calls the budget; no budget was measured here"),
+        *((fact, PUBLISHED) for fact in unknown),
+    ]
 
 
 def _yes(answer: bool | None) -> str:

@@ -30,7 +30,8 @@ def collect(settings: Mapping[str, Any], extra: Mapping[str, Any] | None = None)
     Parameters
     ----------
     settings : the resolved configuration. Its hash is that of the whole; what is shown is cleaned.
-    extra : further facts, e.g. model_sha256 or tokenizer; they are cleaned too and win over collected ones.
+    extra : further facts, e.g. model_sha256 or tokenizer; they are cleaned too and win over collected ones. None: there
+        is no such thing in this experiment.
 
     Returns
     -------
@@ -47,7 +48,7 @@ def collect(settings: Mapping[str, Any], extra: Mapping[str, Any] | None = None)
         "host": platform.node(),
         "packages": package_versions(),
     }
-    facts.update(cleaned(extra or {}))
+    facts.update({name: cleaned(fact) for name, fact in (extra or {}).items() if fact is not None})
     return facts
 
 
@@ -62,8 +63,8 @@ def answered_by(responses: Sequence[str | Path]) -> dict[str, list[str]]:
             found["answered_by"].add(
                 ", ".join(f"{key} {value}" for key, value in sorted(json.loads(text).items()))
             )
-        found["answered_on"].update(columns["host"])
-    return {name: sorted(values) for name, values in found.items()}
+        found["answered_on"].update(host for host in columns["host"] if host)
+    return {name: sorted(values) for name, values in found.items() if values}
 
 
 def package_versions() -> dict[str, str]:

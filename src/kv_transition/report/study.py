@@ -83,6 +83,10 @@ class Study:
         names = self.scores.loc[self.scores["task"] == task, "metric"].dropna().unique()
         return METRIC_WORDS.get(names[0], str(names[0])) if len(names) == 1 else "score"
 
+    def protocol(self, task: str) -> str:
+        """Name and version of the task's prompts."""
+        return str(self.manifests[task]["protocol"]) if task in self.manifests else "unknown"
+
     def stats(self, task: str, policy: str | None = None) -> pd.DataFrame:
         """The rows of `bin_stats` of a task under a policy (the leading one)."""
         return _of(self.bin_stats, task, policy or self.policy)
@@ -141,6 +145,12 @@ class Study:
             for _, row in rows[rows["method"] == method].iterrows()
         ]
         return lossless_budget(cells, alpha=1 - self.conf, min_active_share=self.min_active_share)
+
+    def shortened(self, task: str) -> str:
+        """How many prompts were cut to the model's length, as "k of n"; empty where none was."""
+        rows = self.scores[(self.scores["task"] == task) & (self.scores["method"] == "full")]
+        cut = int((rows["dropped_tokens"].fillna(0) > 0).sum())
+        return f"{cut} of {len(rows)}" if cut else ""
 
     def one_token_share(self, task: str) -> float:
         """The share of a task's answers with a budget whose scored text is one token."""

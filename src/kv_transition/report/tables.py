@@ -43,6 +43,15 @@ def _two_places(value: object) -> str:
     return f"{round(float(value), 2) + 0.0:.2f}"  # type: ignore[arg-type]
 
 
+def overview_table(study: Study, tau: float) -> str:
+    """Transition budgets with their intervals, all lengths together: tasks down, methods across."""
+    rows = []
+    for task in study.tasks:
+        curves = {curve.method: curve.cell() for curve in study.pooled_curves(task, tau)}
+        rows.append([name_text(task), *(curves.get(method, "–") for method in study.methods)])
+    return table(["task", *(name_text(method) for method in study.methods)], rows)
+
+
 def transition_table(study: Study, task: str, tau: float) -> str:
     """Transition budget with its interval: methods down, all lengths and each bin across."""
     bins = study.bins(task)
@@ -136,23 +145,22 @@ def failure_table(study: Study) -> str:
 
 def failure_examples(study: Study, count: int) -> str:
     """Some answers that failed or scored 0 although the full cache scored 1, as a table; empty where there is none."""
-    scores = study.scores.reset_index(drop=True)
-    reference = scores[(scores["method"] == "full") & (scores["score"] == 1)]
-    solved = set(zip(reference["task"], reference["example_id"], strict=True))
-    lost = [
-        pair in solved and score == 0 and method not in UNCOMPRESSED
-        for pair, score, method in zip(
-            zip(scores["task"], scores["example_id"], strict=True),
-            scores["score"],
-            scores["method"],
-            strict=True,
-        )
-    ]
+    scores = study.scores
     failed = scores["failure"].notna() & (scores["method"] != "no_context")
-    kinds = scores["failure"].astype(object).where(failed, None)
-    scores["kind"] = [
-        "lost" if kind is None and gone else kind for kind, gone in zip(kinds, lost, strict=True)
+    # A published score without its text has no answer to show.
+    shown = failed | scores["pred_norm"].notna()
+    scores, failed = scores[shown], failed[shown]
+    reference = study.scores[(study.scores["method"] == "full") & (study.scores["score"] == 1)]
+    solved = set(zip(reference["task"], reference["example_id"], strict=True))
+    columns = (scores[name] for name in ("task", "example_id", "method", "score"))
+    lost = [
+        (task, example) in solved and score == 0 and method not in UNCOMPRESSED
+        for task, example, method, score in zip(*columns, strict=True)
     ]
+    kinds = scores["failure"].astype(object).where(failed, None)
+    scores = scores.assign(
+        kind=["lost" if kind is None and gone else kind for kind, gone in zip(kinds, lost, strict=True)]
+    )
     chosen = _round_robin(scores.dropna(subset=["kind"]), count)
     questions = {
         (task, example["example_id"]): example["question"]
@@ -162,7 +170,7 @@ def failure_examples(study: Study, count: int) -> str:
     rows = [
         [
             name_text(row["task"]), f"{name_text(row['method'])} {row['budget']}", name_text(row["kind"]),
-            _quoted(questions.get((row["task"], row["example_id"]))), _quoted(row["gold_norm"]), _quoted(row["pred_norm"]),
+            _quoted(questions.get((row["task"], row["example_id"])) or f"example {row['example_id']}"), _quoted(row["gold_norm"]), _quoted(row["pred_norm"]),
         ]
         for row in chosen
     ]  # fmt: skip

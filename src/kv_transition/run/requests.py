@@ -8,8 +8,11 @@ from typing import Any
 
 from kv_transition.budgets import budget_from_label
 from kv_transition.data.normalize import Example
-from kv_transition.data.prompts import Prompt, build_prompt, prompt_hash
+from kv_transition.data.prompts import Prompt, prompt_hash
+from kv_transition.data.protocol import TaskProtocol
+from kv_transition.data.tokenizer import ModelTokenizer
 from kv_transition.engines.base import ENGINE_PROTOCOL, Cell
+from kv_transition.errors import UserError
 from kv_transition.files import canonical_json, sha256_text
 
 #: Methods whose hyper-parameter `seeds` only says how many replicates there are; the replicate itself is in the key.
@@ -24,6 +27,8 @@ class Request:
     ----------
     method : the run's method; `no_context` is the full cache over a prompt with an empty context.
     key : journal key, a hash of everything that determines the answer.
+    protocol : name and version of the prompts.
+    wrapped, dropped_tokens, excess_tokens : as of the prompt that is asked.
     """
 
     example_id: str
@@ -32,6 +37,10 @@ class Request:
     replicate: int
     prompt_hash: str
     key: str
+    protocol: str
+    wrapped: bool
+    dropped_tokens: int
+    excess_tokens: int
 
     @property
     def cell(self) -> Cell:
@@ -68,7 +77,7 @@ def answer_key(
     Parameters
     ----------
     prompt : hash of the messages, and where in them the context ends (both parts are tokenised for themselves).
-    answer : the settings' answer slice (engine, kv, decoding).
+    answer : the settings' answer slice (engine, kv) with the decoding that the protocol makes of it.
     model_sha256 : hash of weights, configuration, tokenizer and chat template.
     """
     parameters = answer["kv"]["methods"].get(cell.method, {})
@@ -90,28 +99,54 @@ def answer_key(
 
 
 def requests_of_example(
-    task: str,
+    protocol: TaskProtocol,
     example: Example,
     cells: Sequence[tuple[str, str]],
     answer: Mapping[str, Any],
     model_sha256: str,
+    tokenizer: ModelTokenizer | None = None,
 ) -> ExampleRequests:
     """Every request about one example.
 
     Parameters
     ----------
     cells : (method, budget label) of every run.
+    answer : as :func:`answer_key` takes it.
+    tokenizer : the model's, where the protocol has a limit.
+
+    Raises
+    ------
+    UserError
+        When scope `context` is asked of a prompt that lost the end of its context.
     """
-    example_id = example.example_id
-    prompt = build_prompt(task, example.question, example.context)
-    bare = build_prompt(task, example.question, "")
+    example_id, extra = example.example_id, example.meta.get("extra")
+    prompt = protocol.prompt(example.question, example.context, tokenizer, extra)
+    bare = protocol.prompt(example.question, "", tokenizer, extra)
+    if prompt.context_lost and answer["kv"]["scope"] == "context":
+        raise UserError(
+            f"task {protocol.task}, example {example_id}: the prompt is shortened, and what follows its context does not fit "
+            "into the half that is kept, so kv.scope context has no end of the context; raise protocol.max_length_tokens or "
+            "set kv.scope: prompt"
+        )
     asked = [{"messages": prompt_hash(p), "context_end": p.context_end} for p in (prompt, bare)]
     seeds = int(answer["kv"]["methods"]["random"]["seeds"])
     requests = []
     for method, budget in cells:
         own = asked[method == "no_context"]
+        given = bare if method == "no_context" else prompt
         for replicate in range(seeds if method == "random" else 1):
-            draft = Request(example_id, method, budget, replicate, str(own["messages"]), "")
+            draft = Request(
+                example_id,
+                method,
+                budget,
+                replicate,
+                prompt_hash=str(own["messages"]),
+                key="",
+                protocol=protocol.label,
+                wrapped=given.wrapped,
+                dropped_tokens=given.dropped_tokens,
+                excess_tokens=given.excess_tokens,
+            )
             key = answer_key(own, draft.cell, example_id, answer, model_sha256)
             requests.append(replace(draft, key=key))
     return ExampleRequests(example_id, prompt, bare, tuple(requests))

@@ -15,6 +15,8 @@ from typing import Any
 from kv_transition.budgets import UNCOMPRESSED
 from kv_transition.data.manifest import Manifest
 from kv_transition.data.normalize import Example
+from kv_transition.data.protocol import TaskProtocol
+from kv_transition.data.tokenizer import ModelTokenizer
 from kv_transition.engines.base import BaseEngine, Cell, Decoding, EngineResult, check_vocabulary
 from kv_transition.engines.endpoints import build_engine
 from kv_transition.errors import UserError
@@ -36,6 +38,7 @@ class Shard:
     ----------
     answer : the settings' answer slice of the task.
     model_sha256 : hash of the model's files, part of every journal key.
+    protocol : makes the prompts and ends the answers.
     """
 
     manifest: Manifest
@@ -43,6 +46,12 @@ class Shard:
     count: int
     answer: Mapping[str, Any]
     model_sha256: str
+    protocol: TaskProtocol
+
+    @property
+    def settled(self) -> dict[str, Any]:
+        """The answer slice with the decoding that the protocol makes of it."""
+        return {**self.answer, "decoding": self.protocol.decoding(self.answer["decoding"])}
 
     def examples(self) -> list[Example]:
         """The shard's examples, in the manifest's order."""
@@ -50,9 +59,11 @@ class Shard:
 
     def requests(self, cells: Sequence[tuple[str, str]]) -> list[ExampleRequests]:
         """Every request of the shard, example by example."""
-        task = self.manifest.task
+        answer, tokenizer = self.settled, None
+        if self.protocol.needs_tokenizer:
+            tokenizer = ModelTokenizer(answer["model"]["path"])
         return [
-            requests_of_example(task, example, cells, self.answer, self.model_sha256)
+            requests_of_example(self.protocol, example, cells, answer, self.model_sha256, tokenizer)
             for example in self.examples()
         ]
 
@@ -84,6 +95,11 @@ def infer_shard(
     UserError
         When more requests failed than the settings allow; good answers are in the journal all the same.
     """
+    if shard.manifest.protocol != shard.protocol.label:
+        raise UserError(
+            f"{shard.manifest.task}: the manifest's lengths are of prompts of protocol {shard.manifest.protocol}, and "
+            f"protocol.kind asks with {shard.protocol.label}; start from the records, or set protocol.kind to the manifest's"
+        )
     work = shard.requests(list(outputs))
     keys = {request.key for example in work for request in example.requests}
     with shard.journal(run["journal_dir"]) as journal:
@@ -95,7 +111,7 @@ def infer_shard(
         missing = len(keys - known.keys())
         log.info("%s: %d requests, %d answers to compute", shard.manifest.task, asked, missing)
         if lacking:
-            for rows in _compute(lacking, known, make_engine(dict(shard.answer)), shard.answer):
+            for rows in _compute(lacking, known, make_engine(shard.settled), shard.settled):
                 journal.append(rows)
                 known.update((row["key"], row) for row in rows)
     limit = float(shard.answer["engine"]["unknown_token_limit"])
@@ -113,7 +129,7 @@ def _compute(
     answer: Mapping[str, Any],
 ) -> Iterable[list[dict[str, Any]]]:
     """Yield the journal rows of one example after another."""
-    decoding = Decoding(answer["decoding"]["max_new_tokens"], tuple(answer["decoding"]["stop"]))
+    decoding = Decoding.of(answer["decoding"])
     provenance = engine.provenance()
     started = reported = time.monotonic()
     failures = 0
@@ -167,7 +183,7 @@ def _write(
 ) -> None:
     manifest = shard.manifest
     metadata = {
-        "answer": canonical_json({**shard.answer, "model_sha256": shard.model_sha256}),
+        "answer": canonical_json({**shard.settled, "model_sha256": shard.model_sha256}),
         "task": manifest.task,
     }
     rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)

@@ -42,7 +42,22 @@ HOUSE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
 }
-METRIC_WORDS = {"em": "exact match", "f1": "F1", "rouge_l": "ROUGE-L"}
+#: Name of a metric -> what figures and reports call it.
+METRIC_WORDS = {
+    "em": "exact match",
+    "f1": "F1",
+    "qa_f1": "F1 (LongBench)",
+    "qa_f1_zh": "F1 (LongBench, Chinese)",
+    "rouge_l": "ROUGE-L",
+    "rouge_l_zh": "ROUGE-L (Chinese)",
+    "classification": "classification accuracy",
+    "count": "count accuracy",
+    "retrieval": "retrieval accuracy",
+    "retrieval_zh": "retrieval accuracy (Chinese)",
+    "code_sim": "edit similarity",
+    "choice": "accuracy",
+    "published": "published score",
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,7 @@ class FigureContext:
     max_failures : share of failed requests above which the tables call a cell unreliable.
     one_token_share : per task, the share of answers whose scored text is one token.
     metrics : per task, the name of the score.
+    protocol : name and version of the prompts.
     dpi : of the PNG files.
     """
 
@@ -71,13 +87,23 @@ class FigureContext:
     dpi: int = 150
     metrics: Mapping[str, str] = field(default_factory=dict)
     one_token_share: Mapping[str, float] = field(default_factory=dict)
+    protocol: str = ""
 
     @classmethod
     def from_settings(
-        cls, settings: Mapping[str, Any], *, one_token_share: Mapping[str, float] | None = None
+        cls,
+        settings: Mapping[str, Any],
+        *,
+        metrics: Mapping[str, str] | None = None,
+        protocol: str = "",
+        one_token_share: Mapping[str, float] | None = None,
     ) -> FigureContext:
-        """The context of a resolved configuration; the leading tau and failure policy are drawn."""
-        metric = METRIC_WORDS.get(settings["scoring"]["primary"], settings["scoring"]["primary"])
+        """The context of a resolved configuration; the leading tau and failure policy are drawn.
+
+        Parameters
+        ----------
+        metrics : per task, the name of its metric as the tables have it.
+        """
         return cls(
             scope=settings["kv"]["scope"],
             first_token=settings["kv"]["first_token"],
@@ -87,7 +113,8 @@ class FigureContext:
             min_active_share=settings["analysis"].get("min_active_share", 0.5),
             max_failures=settings["analysis"].get("max_infrastructure_failures", 0.05),
             dpi=settings["output"]["figure_dpi"],
-            metrics={task: metric for task in settings["dataset"]["tasks"]},
+            metrics={task: METRIC_WORDS.get(name, name) for task, name in (metrics or {}).items()},
+            protocol=protocol,
             one_token_share=one_token_share or {},
         )
 

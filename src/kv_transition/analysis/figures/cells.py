@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 POOLED = -1
+#: Scope and first token of results that were not made here.
+UNKNOWN = "unknown"
 
 POLICY_WORDS = {
     "zero": "An empty answer, a timeout or an engine error scores 0.",
@@ -37,6 +39,7 @@ class LengthBin:
     token_len_max: float
     n: int
     n_clusters: int
+    unit: str = "tokens"
 
     @property
     def lengths(self) -> str:
@@ -45,7 +48,7 @@ class LengthBin:
             return "no examples"
         low, high = f"{self.token_len_min:.0f}", f"{self.token_len_max:.0f}"
         prefix = "all lengths, " if self.bin_idx == POOLED else ""
-        return f"{prefix}{low} tokens" if low == high else f"{prefix}{low}–{high} tokens"
+        return f"{prefix}{low} {self.unit}" if low == high else f"{prefix}{low}–{high} {self.unit}"
 
     @property
     def size(self) -> str:
@@ -75,6 +78,12 @@ def _number(value: Any) -> float:
     return float(value) if finite(value) else float("nan")
 
 
+def length_unit(rows: pd.DataFrame) -> str:
+    """The unit of prompt lengths in rows of one task of an analysis table."""
+    units = sorted(set(rows["length_unit"]) - {""}) if "length_unit" in rows else []
+    return units[0] if units else "tokens"
+
+
 def length_bins(bin_stats: pd.DataFrame) -> list[LengthBin]:
     """The bins of one task's rows in order of length; the pooled one only where there is no other.
 
@@ -93,6 +102,7 @@ def length_bins(bin_stats: pd.DataFrame) -> list[LengthBin]:
                 token_len_max=_number(row["token_len_max"]),
                 n=int(row["n"]),
                 n_clusters=int(row["n_clusters"]),
+                unit=length_unit(group),
             )
         )
     return bins
@@ -114,6 +124,15 @@ def one_token_share(scores: pd.DataFrame, task: str) -> float:
     return float(rows["one_token"].astype(float).mean()) if len(rows) else 0.0
 
 
+def how_compressed(context: FigureContext) -> str:
+    """What was compressed, and when, in one sentence."""
+    if context.scope == UNKNOWN:
+        return "Published results: what was compressed, and the budgets, are the word of their source."
+    scope = SCOPE_WORDS.get(context.scope, f"scope is {context.scope}")
+    first = FIRST_TOKEN_WORDS.get(context.first_token, f"first_token is {context.first_token}")
+    return f"In this run {scope}, and {first}."
+
+
 def caption_tail(task: str, bins: list[LengthBin], context: FigureContext) -> str:
     """Sample size, failure policy, scope and first token: the same sentences under every figure."""
     sizes = [length_bin.n for length_bin in bins if length_bin.n] or [0]
@@ -122,12 +141,15 @@ def caption_tail(task: str, bins: list[LengthBin], context: FigureContext) -> st
     parts = [
         f"n = {many} examples {per}.",
         POLICY_WORDS.get(context.policy, f"Failure policy: {context.policy}."),
-        "In this run "
-        + SCOPE_WORDS.get(context.scope, f"scope is {context.scope}")
-        + ", and "
-        + FIRST_TOKEN_WORDS.get(context.first_token, f"first_token is {context.first_token}")
-        + ".",
+        *([f"Prompts: protocol {context.protocol}."] if context.protocol else []),
+        how_compressed(context),
     ]
+    units = {length_bin.unit for length_bin in bins} - {"tokens"}
+    if units:
+        parts.append(
+            f"Prompt lengths are in {' and '.join(sorted(units))}, not in tokens, so budgets cannot be read as parts of them; "
+            "which prompts were longer than a budget of tokens is judged as if a word were a token, which calls too many short."
+        )
     if context.cannot_show_budget(task):
         share = context.one_token_share[task]
         parts.append(

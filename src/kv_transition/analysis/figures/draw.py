@@ -41,7 +41,10 @@ def draw_task(
         read_parquet(tables[name]) for name in ("bin_stats", "retention", "transition")
     )
     share = {task: one_token_share(read_parquet(scores), task)}
-    context = FigureContext.from_settings(settings, one_token_share=share)
+    about = stats[stats["task"] == task].iloc[0]
+    context = FigureContext.from_settings(
+        settings, metrics={task: about["metric"]}, protocol=about["protocol"], one_token_share=share
+    )
     stems = {name: Path(folder) / f"{name}__{task}" for name in TITLES}
     captions = {
         "score_vs_budget": plot_score_vs_budget(stats, task, stems["score_vs_budget"], context),

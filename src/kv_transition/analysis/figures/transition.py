@@ -19,7 +19,7 @@ from kv_transition.analysis.figures.canvas import (
     save_figure,
     set_ticks,
 )
-from kv_transition.analysis.figures.cells import POOLED, LengthBin, caption_tail, rows_of
+from kv_transition.analysis.figures.cells import POOLED, LengthBin, caption_tail, length_unit, rows_of
 from kv_transition.analysis.figures.labels import Estimate, read_estimate
 from kv_transition.analysis.figures.palette import BAND, MUTED, RULE, Style, method_styles
 from kv_transition.budgets import Budget
@@ -99,13 +99,13 @@ def plot_transition_vs_length(
         figure, panels = panel_grid(len(styles), PANEL_WIDTH, PANEL_HEIGHT, COLUMNS, left=0.75, right=room)
         for index, (axes, (method, style)) in enumerate(zip(panels, styles.items(), strict=True)):
             _frame(axes, scale, lengths, method)
-            _guides(axes, scale)
+            _guides(axes, scale, diagonal=length_unit(rows) == "tokens")
             for _, row in rows[rows["method"] == method].iterrows():
                 _draw(axes, row, style, scale)
             if index % COLUMNS == 0:
                 axes.set_ylabel(f"budget keeping {context.tau:.0%} of the score")
             if index + COLUMNS >= len(styles):
-                axes.set_xlabel("prompt length (median tokens of the bin)")
+                axes.set_xlabel(f"prompt length (median {length_unit(rows)} of the bin)")
         numbers = rows.sort_values(["method", "bin_idx"], kind="stable")[CSV_COLUMNS]
         save_figure(figure, numbers, out_stem, context.dpi)
     return _caption(task, rows, scale, context)
@@ -130,10 +130,15 @@ def _frame(axes: Axes, scale: _Scale, lengths: list[float], title: str) -> None:
     axes.set_title(title)
 
 
-def _guides(axes: Axes, scale: _Scale) -> None:
-    """Slope 0 at every budget; slope 1 (slope -1 where budgets are shares) at constant shares (tokens)."""
+def _guides(axes: Axes, scale: _Scale, *, diagonal: bool) -> None:
+    """Slope 0 at every budget; slope 1 (slope -1 where budgets are shares) at constant shares (tokens).
+
+    The second kind compares budgets with lengths, so both have to be in tokens (`diagonal`).
+    """
     for budget in scale.budgets:
         axes.axhline(math.log2(budget), color=RULE, linewidth=0.5, zorder=0.5)
+    if not diagonal:
+        return
     low, high = axes.get_xlim()
     bottom, ceiling = axes.get_ylim()
     for exponent in range(0, 24, 2):
@@ -210,14 +215,24 @@ def _arrow(axes: Axes, x: float, y: float, style: Style, *, down: bool) -> None:
 
 def _caption(task: str, rows: pd.DataFrame, scale: _Scale, context: FigureContext) -> str:
     sizes = [
-        LengthBin(int(str(key)), 0.0, 0.0, int(group["n_pairs"].max()), int(group["n_pairs"].max()))
+        LengthBin(
+            int(str(key)),
+            0.0,
+            0.0,
+            int(group["n_pairs"].max()),
+            int(group["n_pairs"].max()),
+            length_unit(rows),
+        )
         for key, group in rows.groupby("bin_idx", sort=True)
     ]
-    lines = (
-        "Horizontal lines: the same share at every length (slope 0); dashed: the same number of tokens (slope -1), named at their ends."
-        if scale.shares
-        else "Horizontal lines: the same budget at every length (slope 0); dashed: the same share of the prompt (slope 1), named at their ends."
-    )
+    lines = f"Horizontal lines: the same {'share' if scale.shares else 'budget'} at every length (slope 0)"
+    if length_unit(rows) == "tokens":
+        other = (
+            "the same number of tokens (slope -1)"
+            if scale.shares
+            else "the same share of the prompt (slope 1)"
+        )
+        lines += f"; dashed: {other}, named at their ends"
     return " ".join(
         [
             f"Transition budget on {task}: the smallest tested budget from which at least {context.tau:.0%} of the "
@@ -225,7 +240,7 @@ def _caption(task: str, rows: pd.DataFrame, scale: _Scale, context: FigureContex
             f"Bars are {context.conf:.0%} fixed-sequence limits. An arrow: no limit could be shown inside the tested "
             "budgets. A hollow marker: the point lies outside them (at or below the smallest, or above the largest), or at a budget "
             "that most prompts of the bin did not exceed, so that little was compressed.",
-            lines,
+            f"{lines}.",
             "Words in place of a bar say why there is no transition budget.",
             caption_tail(task, sizes, context),
         ]

@@ -1,0 +1,227 @@
+"""Sections of the configuration that say who answers, and from how much of the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from kv_transition.budgets import UNCOMPRESSED, Budget, parse_budget
+from kv_transition.methods import KNOWN_METHODS, canonical_name
+from kv_transition.section import Name, Section, Text
+
+#: Methods that the engines apply to a cache.
+EVICTIONS = [name for name in KNOWN_METHODS if name not in UNCOMPRESSED]
+
+
+def _from_text(value: Any) -> Any:
+    """A value given as text on a command line, read as YAML."""
+    if isinstance(value, str):
+        with suppress(yaml.YAMLError):
+            return yaml.safe_load(value)
+    return value
+
+
+def _sorted_budgets(budgets: Sequence[Any]) -> list[Budget]:
+    return sorted({parse_budget(budget) for budget in budgets})
+
+
+def canonical_methods(kv: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `kv` with aliases replaced by the methods' own names.
+
+    Raises
+    ------
+    ConfigError
+        For a method that is not known.
+    """
+
+    def own_name(name: object) -> str:
+        return str(name) if str(name) in UNCOMPRESSED else canonical_name(str(name))
+
+    read = dict(kv)
+    methods = _from_text(kv.get("methods"))
+    if isinstance(methods, list | tuple):
+        read["methods"] = [own_name(name) for name in methods]
+    by_method = _from_text(kv.get("budgets_by_method"))
+    if isinstance(by_method, Mapping):
+        read["budgets_by_method"] = {own_name(name): budgets for name, budgets in by_method.items()}
+    return read
+
+
+class Model(Section):
+    name: Text = Field("tiny-reader", description="Name shown in tables and figures.")
+    path: Text | None = Field(
+        "resources/tiny-reader",
+        description="Folder with safetensors weights, config and tokenizer (null: none, for published results).",
+    )
+    revision: Text | None = Field(None, description="Revision of the weights, for the record.")
+
+
+class Engine(Section):
+    kind: Literal["reference", "published"] = Field(
+        "reference",
+        description="reference: Llama-architecture models in numpy, with real eviction; published: answers or scores that "
+        "exist already (section published).",
+    )
+    dtype: Literal["float32"] = Field("float32", description="Number format of the computation.")
+    unknown_token_limit: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Stop when a larger share of a prompt is unknown to the model's vocabulary; 1 lifts the guard.",
+    )
+
+
+class PublishedRun(Section):
+    method: Name = Field(
+        description="Method of the run as tables name it; full is the uncompressed reference."
+    )
+    budget: int | float | None = Field(
+        None, description="KV budget of the run, as in kv.budgets; null for full."
+    )
+    path: Text = Field(description="Folder of the run, relative to published.path.")
+
+
+class Published(Section):
+    layout: Literal["scores", "longbench", "kvcache_factory", "kvpress"] = Field(
+        "scores",
+        description="scores: one table (csv, parquet, jsonl) with method, budget, task, score and idx or example_id; "
+        "longbench: folders of <task>.jsonl, one per run; kvcache_factory: <model>_<budget>/<task>/<method>.json; kvpress: "
+        "result folders with predictions.csv and config.yaml.",
+    )
+    path: Text | None = Field(None, description="The table, or the folder that holds the results.")
+    runs: list[PublishedRun] = Field(
+        [], description="longbench: which folder is which run, e.g. [{method: full, path: my-model}]."
+    )
+    methods: dict[str, Name] = Field(
+        {},
+        description="Names of methods in the source -> names in the tables, e.g. {hf: full, streamingllm: streaming_llm}.",
+    )
+    allow_incomplete: bool = Field(
+        False,
+        description="Go on when rows are missing, doubled (the first counts) or in another order; all are reported.",
+    )
+
+
+class KV(Section):
+    methods: list[Text] = Field(
+        ["snapkv", "observed_attention", "tova", "streaming_llm", "random"],
+        description="Eviction methods: " + ", ".join(EVICTIONS) + "; h2o is an alias of observed_attention. "
+        "The whole cache (full) always runs, the floor where no_context is true; both may be named here.",
+    )
+    budgets: list[int | float] = Field(
+        [16, 32, 64, 96, 128, 192, 256, 384, 512],
+        min_length=1,
+        description="KV budgets: whole numbers from 2 up are prompt tokens kept per layer and KV head, numbers between "
+        "0 and 1 are the share kept; one kind per experiment.",
+    )
+    budgets_by_method: dict[str, list[int | float]] = Field(
+        {}, description="Budgets of single methods where they differ from kv.budgets, e.g. {h2o: [256, 512]}."
+    )
+    scope: Literal["prompt", "context"] = Field(
+        "prompt",
+        description="What the eviction sees: prompt (everything, question included) or context (only up to the end of "
+        "the context; the question is added uncompressed).",
+    )
+    first_token: Literal["full", "compressed"] = Field(
+        "compressed",
+        description="Cache that the first answer token is computed from: full (as in the papers; it cannot feel the "
+        "budget) or compressed (the last prompt token is fed against the pruned cache).",
+    )
+    window: int = Field(
+        8, ge=1, description="snapkv: last prompt tokens that vote and are always kept, in tokens."
+    )
+    kernel: int = Field(5, ge=1, description="snapkv: width of the average pooling of votes, in tokens; odd.")
+    n_sink: int = Field(
+        4, ge=0, description="streaming_llm: first prompt tokens that are always kept, in tokens."
+    )
+    random_replicates: int = Field(
+        3, ge=1, description="random: seeded draws per example, averaged per example."
+    )
+    no_context: bool = Field(
+        True, description="Also ask every question without its context: the measured floor."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _canonical(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        read = dict(data)
+        for key in ("budgets", "methods", "budgets_by_method"):
+            read[key] = _from_text(read[key]) if key in read else None
+        if isinstance(read["methods"], list | tuple):
+            named = [str(name) for name in read["methods"]]
+            if "no_context" in named:
+                read["no_context"] = True
+            read["methods"] = [name for name in dict.fromkeys(named) if name not in UNCOMPRESSED]
+        if isinstance(read["budgets"], list | tuple):
+            read["budgets"] = _sorted_budgets(read["budgets"])
+        if isinstance(read["budgets_by_method"], Mapping):
+            read["budgets_by_method"] = {
+                method: _sorted_budgets(budgets) if isinstance(budgets, list | tuple) else budgets
+                for method, budgets in read["budgets_by_method"].items()
+            }
+        return {key: value for key, value in read.items() if value is not None or key in data}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> KV:
+        if not self.methods:
+            raise ValueError(f"methods: name at least one eviction method: {', '.join(EVICTIONS)}")
+        for method, budgets in self.budgets_by_method.items():
+            if method not in self.methods:
+                raise ValueError(
+                    f"budgets_by_method: {method} is not one of kv.methods; add it there or remove it"
+                )
+            if not budgets:
+                raise ValueError(f"budgets_by_method: {method} has no budget; name one or remove the method")
+        if len({type(budget) for method in self.methods for budget in self.budgets_of(method)}) > 1:
+            raise ValueError("budgets: tokens and shares are mixed; one experiment has one kind of budget")
+        if self.scope == "context" and self.first_token != "compressed":
+            raise ValueError("first_token: kv.scope is context, so kv.first_token must be compressed")
+        if self.kernel % 2 == 0:
+            raise ValueError("kernel: must be odd")
+        return self
+
+    def check_windows(self) -> None:
+        """Fail where a window or sink would fill a budget: one curve has one window, so no budget may be clamped.
+
+        Raises
+        ------
+        ValueError
+            Naming both keys.
+        """
+        smallest = self.budgets_of("snapkv")[0]
+        if "snapkv" in self.methods and isinstance(smallest, int) and self.window > smallest // 2:
+            raise ValueError(
+                f"kv.window: {self.window} is more than half of the smallest of kv.budgets ({smallest}), and one curve has "
+                "one window; lower kv.window or raise kv.budgets"
+            )
+        smallest = self.budgets_of("streaming_llm")[0]
+        if "streaming_llm" in self.methods and isinstance(smallest, int) and self.n_sink > smallest // 2:
+            raise ValueError(
+                f"kv.n_sink: {self.n_sink} is more than half of the smallest of kv.budgets ({smallest}); lower kv.n_sink or "
+                "raise kv.budgets"
+            )
+
+    def budgets_of(self, method: str) -> list[int | float]:
+        """Budgets of a method, ascending."""
+        return self.budgets_by_method.get(method, self.budgets)
+
+
+class DecodingSettings(Section):
+    max_new_tokens: int = Field(
+        16,
+        ge=1,
+        description="Longest answer, in tokens; with protocol.kind official LongBench's lengths are used instead.",
+    )
+    max_new_tokens_by_task: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        {},
+        description="Longest answer of single tasks, in tokens, in every protocol, e.g. {multi_news: 512}.",
+    )
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="Texts that end an answer, beside the model's own end token."
+    )
