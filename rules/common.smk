@@ -33,6 +33,8 @@ FILES = settings.files
 wildcard_constraints:
     task="|".join(re.escape(task) for task in TASKS),
     shard=r"\d{3}",
+    method="|".join(re.escape(cell.split("/")[0]) for cell in CELLS),
+    budget="|".join(re.escape(cell.split("/")[1]) for cell in CELLS),
 
 
 def code_version(rule):
@@ -45,7 +47,7 @@ def leaf_sha256(path):
     return content_hash.cached_sha256(path, settings.run.cache_dir)
 
 
-#: Published results need no model; with one only its tokenizer is used.
+#: Published results and servers need no model here; with one its tokenizer counts.
 MODEL_FILES = (
     content_hash.model_files(settings.model.path) if settings.model.path else []
 )
@@ -54,6 +56,8 @@ MODEL_SHA256 = (
     if settings.model.path
     else None
 )
+if settings.engine.kind == "openai_compat":
+    MODEL_SHA256 = slices.served_model(settings, MODEL_SHA256)
 
 
 def lock_experiment(experiment, targets):

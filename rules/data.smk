@@ -35,7 +35,7 @@ rule normalize_task:
     params:
         records_sha256=records_sha256,
         tokenizer=settings.tokenizer.model_dump(mode="json"),
-        protocol=slices.protocol_slice(settings),
+        protocol=lambda wildcards: slices.protocol_slice(settings, wildcards.task),
         prompts="published" if settings.engine.kind == "published" else None,
         model=settings.model.path,
         model_sha256=MODEL_SHA256,

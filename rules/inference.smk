@@ -1,5 +1,6 @@
 """
-REQUIRED INPUTS: a task's manifest, the model's files (engine.kind published: the files of the results).
+REQUIRED INPUTS: a task's manifest, the model's files (engine.kind openai_compat: a server; published: the files of the
+                 results).
 OUTPUTS: results/<id>/responses/<task>/<method>/<budget>/<shard>.parquet, a view of the journal
 
 The parameters hold what determines an answer, never the lists of methods, budgets or tasks: adding one makes missing
@@ -32,6 +33,35 @@ if settings.engine.kind == "published":
             code=code_version("import_published"),
         script:
             "../scripts/import_published.py"
+
+elif settings.engine.kind == "openai_compat":
+
+    def full_answers(wildcards):
+        """The full cache's answers come first: a budget that takes nothing away copies them, and nothing is asked."""
+        if wildcards.method == "full":
+            return []
+        return FILES.responses(wildcards.task, "full/full", wildcards.shard)
+
+    rule infer_shard:
+        """One cell of a shard, asked of a server; the journal first, the server only for what it lacks."""
+        input:
+            manifest=FILES.manifest("{task}"),
+            tokenizer=ancient(MODEL_FILES),
+            protocol=PROTOCOL_TABLES,
+            full=full_answers,
+        output:
+            FILES.responses("{task}", "{method}/{budget}", "{shard}"),
+        log:
+            FILES.log("infer_shard", "{task}", "{method}", "{budget}", "{shard}"),
+        resources:
+            server=1,
+        params:
+            answer=lambda wildcards: slices.answer_slice(settings, wildcards.task),
+            model_sha256=MODEL_SHA256,
+            shards=settings.run.shards,
+            code=code_version("infer_shard"),
+        script:
+            "../scripts/infer_shard.py"
 
 else:
 

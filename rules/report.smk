@@ -25,6 +25,13 @@ rule build_report:
         answers=expand(
             FILES.responses("{task}", "full/full", "{shard}"), task=TASKS, shard=SHARDS
         ),
+        imported=(
+            expand(
+                FILES.responses("{task}", "{cell}", SHARDS[0]), task=TASKS, cell=CELLS
+            )
+            if settings.engine.kind == "published"
+            else []
+        ),
         manifests=MANIFESTS,
         scores=SCORES,
         figures=expand(FILES.figure("{plot}__{task}", "txt"), plot=PLOTS, task=TASKS),

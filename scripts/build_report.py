@@ -3,6 +3,7 @@
 from kv_transition.data.manifest import read_manifest
 from kv_transition.report.build import build_report, drawn_figures
 from kv_transition.report.provenance import answered_by, collect
+from kv_transition.run.import_published import import_warnings
 from kv_transition.run.script import job
 
 with job(snakemake) as j:
@@ -21,5 +22,6 @@ with job(snakemake) as j:
         retention=j.input.retention,
         transition=j.input.transition,
         figures=drawn_figures(list(j.input.figures)),
+        notes=import_warnings(list(j.input.imported)),
         out=j.output.report,
     )

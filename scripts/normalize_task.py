@@ -1,9 +1,10 @@
 """Normalize a task: records in, canonical examples with the token count of each finished prompt out."""
 
+from kv_transition.data.counters import load_counter
 from kv_transition.data.longbench_loader import read_records
 from kv_transition.data.normalize import normalize_records, write_examples
 from kv_transition.data.protocol import load_protocol
-from kv_transition.data.tokenizer import ModelTokenizer, load_counter
+from kv_transition.data.tokenizer import ModelTokenizer
 from kv_transition.run.script import job
 
 with job(snakemake) as j:

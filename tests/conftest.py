@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,12 @@ def missing(reason: str) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("kvpress") and importlib.util.find_spec("kvpress") is None:
         missing("kvpress is not installed (make setup-full)")
+
+
+@pytest.fixture(scope="session", name="missing")
+def call_for_a_missing_requirement() -> Callable[[str], None]:
+    """Ends a test whose requirement is not there."""
+    return missing
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from kv_transition import __version__, preflight
 from kv_transition.errors import UserError
 from kv_transition.files import sha256_text, write_text
 from kv_transition.paths import DEFAULT_CONFIG
+from kv_transition.serve import command as serve
 from kv_transition.settings import config_yaml, deep_merge, from_mapping, load_settings, parse_override
 
 #: Stage command -> (target rule, what it makes).
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     tasks = add("tasks", "Print the tasks of a folder, a zip or a dataset on the hub, one a line.")
     tasks.add_argument("source", metavar="SOURCE", help="folder, zip, or owner/name on the hub")
     tasks.add_argument("--revision", metavar="R", help="commit of the dataset on the hub")
+    serve.add(commands)
     return top
 
 
@@ -83,7 +85,8 @@ def _add_scoring_of_predictions(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--out",
         metavar="PATH",
-        help="one file: write a JSON line for each row there; folder: write rows and result.json in there",
+        help="one file: write a JSON line for each row there; folder: write rows and result.json in there. The rows' failure "
+        "labels go by the default scoring.refusal_patterns; a configuration's own are not read",
     )
     group.add_argument(
         "--longbench-e", action="store_true", help="score the three length bins of LongBench-E too"
@@ -115,6 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from kv_transition.commands.compare import compare
 
             return compare(known.a, known.b, tasks=known.task, conf=known.conf, out=known.out)
+        if known.command == "serve":
+            return serve.run(known)
         if known.command == "tasks":
             from kv_transition.data.longbench_loader import list_longbench_tasks
 

@@ -19,6 +19,7 @@ class MethodCard:
     ----------
     defaults : hyper-parameters and their default values; these are all there are.
     evicts_tokens : positions leave the cache (so that a budget above the prompt changes nothing).
+    shortens_text : the prompt itself is shortened, before the model reads it, and its whole cache is kept.
     granularity : who chooses positions: every KV head for itself, or all heads of a layer together.
     prefill_cost : what has to be computed beyond the prefill itself.
     """
@@ -30,6 +31,7 @@ class MethodCard:
     defaults: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     aliases: tuple[str, ...] = ()
     evicts_tokens: bool = True
+    shortens_text: bool = False
     granularity: str = "per KV head"
     pooling: str = "none"
     positions: str = "original positions, no re-rotation"
@@ -41,6 +43,28 @@ class MethodCard:
         "the peak of the prefill does not fall"
     )
     prefill_cost: str = "none"
+
+
+def _text_card(
+    name: str, title: str, differs: str, paper: str, defaults: Mapping[str, int] | None = None
+) -> MethodCard:
+    """The card of a method that shortens the text: nothing leaves a cache, there is only less to read."""
+    return MethodCard(
+        name=name,
+        title=title,
+        paper=paper,
+        differs=differs,
+        defaults=MappingProxyType(dict(defaults or {})),
+        evicts_tokens=False,
+        shortens_text=True,
+        granularity="none: the text is shortened, by whole tokens or passages",
+        positions="those of the shorter prompt",
+        memory_freed=(
+            "keys and values of all that is not in the shorter prompt, which is all there is; "
+            "the prefill really is shorter too"
+        ),
+        prefill_cost="none: fewer tokens are read",
+    )
 
 
 _CARDS = (
@@ -113,10 +137,38 @@ _CARDS = (
         deterministic=False,
         replicates=3,
     ),
+    _text_card(
+        "recent",
+        "recent text",
+        "keeps instruction and question whole and the last tokens of the context",
+        paper="none: the baseline that a KV method has to beat at equal memory",
+    ),
+    _text_card(
+        "middle",
+        "text without its middle",
+        "keeps instruction and question whole and the first and the last half of what fits of the context, a "
+        "blank line between them. LongBench's truncation of over-long prompts is another thing",
+        paper="none: the baseline that a KV method has to beat at equal memory",
+    ),
+    _text_card(
+        "bm25",
+        "BM25 passages",
+        "passages are cut every `passage_tokens` tokens; words are runs of letters and digits (Chinese as jieba cuts "
+        "it), k1 = 1.5, b = 0.75, Lucene's idf; the best passages that fit stand in document order, a blank line between "
+        "them",
+        paper=(
+            "Robertson and Zaragoza (2009), The Probabilistic Relevance Framework: BM25 and Beyond, "
+            "Foundations and Trends in Information Retrieval 3(4), 333-389"
+        ),
+        defaults={"passage_tokens": 128},
+    ),
 )
 
 #: Name -> card, in the order in which reports list the methods.
 KNOWN_METHODS: Mapping[str, MethodCard] = MappingProxyType({card.name: card for card in _CARDS})
+
+#: Methods that shorten the text and leave the cache alone; any engine can answer them.
+TEXT_METHODS = tuple(card.name for card in _CARDS if card.shortens_text)
 
 
 def canonical_name(name: str) -> str:
@@ -172,5 +224,6 @@ def configured_parameters(kv: Mapping[str, Any]) -> dict[str, dict[str, int]]:
             "snapkv": {"window": kv["window"], "kernel": kv["kernel"]},
             "streaming_llm": {"n_sink": kv["n_sink"]},
             "random": {"seeds": kv["random_replicates"]},
+            "bm25": {"passage_tokens": kv["passage_tokens"]},
         }
     )

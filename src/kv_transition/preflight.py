@@ -16,6 +16,8 @@ def check_inputs(settings: Settings) -> None:
     """Fail with one line when the model's files or a task's records are missing. Cheap: reads no contents."""
     if settings.engine.kind == "published":
         check_published(settings)
+    elif settings.engine.kind == "openai_compat":
+        check_tokenizer(settings)
     else:
         check_model(str(settings.model.path))
     check_task_files(settings)
@@ -37,6 +39,15 @@ def check_model(folder: str) -> None:
     from kv_transition.engines.weights import read_config
 
     read_config(Path(folder))
+
+
+def check_tokenizer(settings: Settings) -> None:
+    """Fail when model.path is named and holds no tokenizer; a server that is not running is no mistake before the run."""
+    folder = settings.model.path
+    if folder is not None and not Path(folder, "tokenizer.json").is_file():
+        raise UserError(
+            f"model.path: {folder} holds no tokenizer.json; name the folder of the model's tokenizer, or null"
+        )
 
 
 def check_published(settings: Settings) -> None:
@@ -167,9 +178,10 @@ def bounded(settings: Settings) -> bool:
 def check_records(settings: Settings, task: str, records: list[dict[str, Any]]) -> None:
     """Fail for doubled records, classes that are asked for and missing, and length bounds that leave nothing."""
     from kv_transition.data.binning import eligible
+    from kv_transition.data.counters import load_counter
     from kv_transition.data.normalize import normalize_records, record_ids
     from kv_transition.data.protocol import own_protocol
-    from kv_transition.data.tokenizer import ModelTokenizer, load_counter
+    from kv_transition.data.tokenizer import ModelTokenizer
     from kv_transition.eval.longbench_metrics import check_gold
 
     record_ids(records, task)

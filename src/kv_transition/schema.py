@@ -14,8 +14,10 @@ from pydantic import Field, model_validator
 from kv_transition import paths
 from kv_transition.budgets import budget_label
 from kv_transition.files import canonical_json, sha256_text
+from kv_transition.methods import TEXT_METHODS
 from kv_transition.schema_data import Binning, Dataset, Protocol, Tokenizer
 from kv_transition.schema_engine import KV, DecodingSettings, Engine, Model, Published, canonical_methods
+from kv_transition.schema_http import Http
 from kv_transition.section import Name, Section, Text
 
 Policy = Literal["zero", "exclude"]
@@ -163,6 +165,9 @@ class Settings(Section):
     )
     model: Model = Field(default_factory=Model, description="The model.")
     engine: Engine = Field(default_factory=Engine, description="What runs the model.")
+    http: Http = Field(
+        default_factory=Http, description="The server that is asked (engine.kind openai_compat)."
+    )
     published: Published = Field(
         default_factory=Published, description="Results that exist already (engine.kind published)."
     )
@@ -202,10 +207,29 @@ class Settings(Section):
                 )
             return self._fits_records()
         self.kv.check_windows()
+        if self.engine.kind == "openai_compat":
+            return self._fits_server()
         if self.model.path is None:
             raise ValueError(f"model.path: engine.kind {self.engine.kind} needs the folder of a model")
         if self.record_source == "published":
             raise ValueError("dataset.source: published goes with engine.kind published only")
+        return self
+
+    def _fits_server(self) -> Settings:
+        by_text = [method for method in self.kv.methods if method in TEXT_METHODS]
+        in_cache = [method for method in self.kv.methods if method not in TEXT_METHODS]
+        if self.http.budget_transport.kind == "none" and in_cache:
+            raise ValueError(
+                f"http.budget_transport: none tells the server no budget, so {', '.join(in_cache)} cannot run; keep "
+                f"{', '.join(TEXT_METHODS)} in kv.methods, or say how the budget travels"
+            )
+        needs = "tokenizer.name: model" if self.tokenizer.name == "model" else None
+        needs = "protocol.max_length_tokens" if self.protocol.max_length_tokens else needs
+        needs = f"kv.methods: {', '.join(by_text)}" if by_text else needs
+        if self.model.path is None and needs:
+            raise ValueError(
+                f"model.path: {needs} counts tokens of the model; name the folder of its tokenizer, or do without"
+            )
         return self
 
     def _fits_records(self) -> Settings:

@@ -10,11 +10,11 @@ import yaml
 from pydantic import Field, model_validator
 
 from kv_transition.budgets import UNCOMPRESSED, Budget, parse_budget
-from kv_transition.methods import KNOWN_METHODS, canonical_name
+from kv_transition.methods import KNOWN_METHODS, TEXT_METHODS, canonical_name
 from kv_transition.section import Name, Section, Text
 
 #: Methods that the engines apply to a cache.
-EVICTIONS = [name for name in KNOWN_METHODS if name not in UNCOMPRESSED]
+EVICTIONS = [name for name in KNOWN_METHODS if name not in (*UNCOMPRESSED, *TEXT_METHODS)]
 
 
 def _from_text(value: Any) -> Any:
@@ -61,10 +61,10 @@ class Model(Section):
 
 
 class Engine(Section):
-    kind: Literal["reference", "published"] = Field(
+    kind: Literal["reference", "openai_compat", "published"] = Field(
         "reference",
-        description="reference: Llama-architecture models in numpy, with real eviction; published: answers or scores that "
-        "exist already (section published).",
+        description="reference: Llama-architecture models in numpy, with real eviction; openai_compat: a server that speaks "
+        "OpenAI's API (section http); published: answers or scores that exist already (section published).",
     )
     dtype: Literal["float32"] = Field("float32", description="Number format of the computation.")
     unknown_token_limit: float = Field(
@@ -110,13 +110,15 @@ class KV(Section):
     methods: list[Text] = Field(
         ["snapkv", "observed_attention", "tova", "streaming_llm", "random"],
         description="Eviction methods: " + ", ".join(EVICTIONS) + "; h2o is an alias of observed_attention. "
-        "The whole cache (full) always runs, the floor where no_context is true; both may be named here.",
+        "Methods that shorten the text instead, for any engine: "
+        + ", ".join(TEXT_METHODS)
+        + ". The whole cache (full) always runs, the floor where no_context is true; both may be named here.",
     )
     budgets: list[int | float] = Field(
         [16, 32, 64, 96, 128, 192, 256, 384, 512],
         min_length=1,
-        description="KV budgets: whole numbers from 2 up are prompt tokens kept per layer and KV head, numbers between "
-        "0 and 1 are the share kept; one kind per experiment.",
+        description="KV budgets: whole numbers from 2 up are prompt tokens kept per layer and KV head (of a text method all "
+        "tokens of the prompt), numbers between 0 and 1 are the share kept; one kind per experiment.",
     )
     budgets_by_method: dict[str, list[int | float]] = Field(
         {}, description="Budgets of single methods where they differ from kv.budgets, e.g. {h2o: [256, 512]}."
@@ -140,6 +142,9 @@ class KV(Section):
     )
     random_replicates: int = Field(
         3, ge=1, description="random: seeded draws per example, averaged per example."
+    )
+    passage_tokens: int = Field(
+        128, ge=1, description="bm25: length of the passages that the context is cut into, in tokens."
     )
     no_context: bool = Field(
         True, description="Also ask every question without its context: the measured floor."
@@ -170,7 +175,8 @@ class KV(Section):
     @model_validator(mode="after")
     def _consistent(self) -> KV:
         if not self.methods:
-            raise ValueError(f"methods: name at least one eviction method: {', '.join(EVICTIONS)}")
+            known = ", ".join([*EVICTIONS, *TEXT_METHODS])
+            raise ValueError(f"methods: name at least one method: {known}")
         for method, budgets in self.budgets_by_method.items():
             if method not in self.methods:
                 raise ValueError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kv_transition.files import canonical_json, sha256_text
 from kv_transition.methods import configured_parameters
 from kv_transition.schema import POLICIES, Settings
 
@@ -22,7 +23,7 @@ def answer_slice(settings: Settings, task: str) -> dict[str, Any]:
         "engine": settings.engine.model_dump(mode="json"),
         "model": settings.model.model_dump(mode="json"),
         "kv": {"scope": settings.kv.scope, "first_token": settings.kv.first_token, "methods": methods},
-        "protocol": protocol_slice(settings),
+        "protocol": protocol_slice(settings, task),
         "decoding": {
             "max_new_tokens": by_task.get(task, settings.decoding.max_new_tokens),
             "max_new_tokens_by_task": {task: by_task[task]} if task in by_task else {},
@@ -39,18 +40,52 @@ def published_slice(settings: Settings) -> dict[str, Any]:
     }
 
 
-def protocol_slice(settings: Settings) -> dict[str, Any]:
-    """What determines prompts; where the tables come from is left out, because their checksums are pinned.
+def protocol_slice(settings: Settings, task: str) -> dict[str, Any]:
+    """What determines a task's prompts and their label; where the tables come from is left out, because their checksums
+    are pinned.
 
-    The model's name counts only where LongBench's own limit for that model is asked for.
+    The model's name counts only where LongBench's own limit for that model is asked for. What the configuration changes in
+    official answers is named, so that their label can say it.
     """
     protocol = settings.protocol
+    changes = []
+    if protocol.kind == "official":
+        if length := settings.decoding.max_new_tokens_by_task.get(task):
+            changes.append(f"max_new_tokens {length}")
+        if settings.decoding.stop:
+            changes.append("stop")
     named = protocol.kind == "official" and protocol.max_length_tokens is None
     return {
         "kind": protocol.kind,
         "max_length_tokens": protocol.max_length_tokens,
         "model_name": settings.model.name if named else None,
+        "changes": changes,
     }
+
+
+def served_model(settings: Settings, files_sha256: str | None) -> str:
+    """What stands for the model in the journal's keys where a server holds it.
+
+    The address is left out: the same model at another port or host gives the same answers. A server that changes the model
+    behind a name needs another `model.revision`.
+
+    Parameters
+    ----------
+    files_sha256 : hash of the files in model.path, which may be the tokenizer alone; None without a folder.
+    """
+    http = settings.http
+    return sha256_text(
+        canonical_json(
+            {
+                "name": http.model or settings.model.name,
+                "revision": settings.model.revision,
+                "files": files_sha256,
+                "mode": http.mode,
+                "extra_body": http.extra_body,
+                "budget_transport": http.budget_transport.model_dump(mode="json", exclude={"endpoints"}),
+            }
+        )
+    )
 
 
 def table_slice(settings: Settings, table: str) -> dict[str, Any]:

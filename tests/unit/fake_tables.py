@@ -103,7 +103,7 @@ class FakeStudy:
             "flag_truncated": score < 0.1, "flag_format_error": False, "prompt_tokens": length, "completion_tokens": 4,
             "kept_mean": kept, "kept_min": kept, "kept_max": kept, "press_len": length, "bytes_kept": int(kept) * 768,
             "active": compressed and kept < length, "verified": "measured", "one_token": False,
-            "protocol": self.protocol, "length": length // 2, "dropped_tokens": 0, "recursion_artefact": False,
+            "status": "ok", "protocol": self.protocol, "length": length // 2, "dropped_tokens": 0, "recursion_artefact": False,
         }  # fmt: skip
 
     def bin_stats(self) -> pd.DataFrame:
@@ -131,12 +131,12 @@ class FakeStudy:
         return {
             "dataset": f"demo__{task}", "task": task, "method": method, "bin_idx": bin_idx, "budget": budget,
             "budget_value": cell["budget_value"].iloc[0], "policy": policy, "n": n, "n_clusters": n,
-            "n_missing": len(cell) - n, "n_empty_output": 0, "n_refusal": 0, "n_truncated": int(cell["flag_truncated"].sum()),
+            "n_missing": len(cell) - n, "n_infeasible": 0, "n_not_applicable": 0, "infeasible_frac": 0.0, "status": "ok", "n_empty_output": 0, "n_refusal": 0, "n_truncated": int(cell["flag_truncated"].sum()),
             "n_format_error": 0, "n_timeout": 0, "n_engine_error": errors,
             "active_frac": float(cell["active"].mean()) if cell["budget_value"].notna().all() else math.nan,
             "unreliable": errors > 0.05 * len(cell), "verified_frac": float((cell["verified"] == "measured").mean()),
             "kept_min": cell["kept_min"].min(), "kept_mean": cell["kept_mean"].mean(), "kept_max": cell["kept_max"].max(),
-            "token_len_min": cell["token_len"].min(), "token_len_median": float(cell["token_len"].median()),
+            "token_len_min": cell["token_len"].min(), "token_len_median": float(cell["token_len"].median()), "bin_name": "",
             "token_len_max": cell["token_len"].max(), "mean": mean, "se": se, "lo": max(0.0, mean - 2 * se) if n > 1 else math.nan,
             "hi": min(1.0, mean + 2 * se) if n > 1 else math.nan, "boot_lo": math.nan, "boot_hi": math.nan,
             "em_mean": float(used["em"].mean()) if n else math.nan, "f1_mean": mean, **self.about,

@@ -187,6 +187,19 @@ class TestActivity:
         table["active"] = table["budget"] != "64"
         assert cell(both(table)[0], "snapkv", 64)["active_frac"] == 0
 
+    def test_a_budget_in_tokens_is_not_compared_with_a_length_in_words(self):
+        table = pd.concat(
+            [example_rows("full", None, graded(20)), example_rows("snapkv", 8000, graded(20)), example_rows("snapkv", "f0.5", graded(20))]
+        )  # fmt: skip
+        stats = bin_stats(table.assign(length_unit="words"), clusters_of(table), CFG).query(
+            "bin_idx == 0 and policy == 'zero'"
+        )
+        active = stats[stats["method"] == "snapkv"].set_index("budget")["active_frac"]
+        assert np.isnan(active["8000"])
+        assert active["f0.5"] == 1
+        in_tokens = bin_stats(table, clusters_of(table), CFG).query("bin_idx == 0 and budget == '8000'")
+        assert (in_tokens["active_frac"] == 0).all()
+
     def test_a_share_of_the_prompt_is_always_active(self):
         assert (
             cell(both(curve_table(budgets=("f0.25",), kept=(0.5,)))[0], "snapkv", "f0.25")["active_frac"] == 1

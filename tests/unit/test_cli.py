@@ -104,7 +104,38 @@ def test_a_task_without_official_records_is_named(model: Path, tmp_path: Path, c
     assert f"{model / 'trec.jsonl'}: {gold.parent} has no trec.jsonl" in capsys.readouterr().err
 
 
+def test_the_bins_of_longbench_e_are_checked_against_its_own_records_only(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    path = write_lines(tmp_path / "qasper.jsonl", records(10))
+    of_v1 = write_lines(tmp_path / "gold/qasper.jsonl", records(12))
+    assert main(["score", str(path), "--longbench-e", "--gold", str(of_v1.parent)]) == 0
+    shown = capsys.readouterr()
+    assert "missing" not in shown.out
+    assert f"{of_v1.parent} has no qasper_e.jsonl: no LongBench-E records there, not checked" in shown.err
+    write_lines(tmp_path / "gold/qasper_e.jsonl", records(10))
+    assert main(["score", str(path), "--longbench-e", "--gold", str(of_v1.parent)]) == 0
+    assert "complete and in order, of 10 records" in capsys.readouterr().out
+
+
+def test_the_records_of_a_namesake_are_not_those_of_the_task(tmp_path: Path, capsys: Captured) -> None:
+    path = write_lines(tmp_path / "qasper_e.jsonl", records(10))
+    gold = write_lines(tmp_path / "gold/qasper.jsonl", records(12))
+    assert main(["score", str(path), "--gold", str(gold.parent)]) == 0
+    assert f"{gold.parent} has no qasper_e.jsonl" in capsys.readouterr().err
+
+
 # Folders
+
+
+@pytest.mark.parametrize("command", ["score", "compare", "tasks"])
+def test_hidden_files_in_a_folder_are_passed_over(model: Path, capsys: Captured, command: str) -> None:
+    record = {"input": "", "context": "", **line()}
+    write_lines(model / "qasper.jsonl", [record])
+    (model / "._qasper.jsonl").write_bytes(b"\x00\x05\x16\x07")
+    (model / ".trec.jsonl").write_bytes(b"\x00\x05\x16\x07")
+    assert main([command, str(model), *([str(model)] if command == "compare" else [])]) == 0
+    assert "._qasper" not in capsys.readouterr().out
 
 
 def test_a_folders_scores_are_written_in_the_official_shape(model: Path, capsys: Captured) -> None:
@@ -377,3 +408,22 @@ def test_the_tasks_of_a_folder_are_printed_one_a_line(tmp_path: Path, capsys: Ca
     assert capsys.readouterr().out == "a\nb\n"
     assert main(["tasks", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [{}, {"notes.txt": "no task"}, {"settings.json": "{}"}])
+def test_a_folder_without_tasks_is_one_line(
+    tmp_path: Path, capsys: Captured, content: dict[str, str]
+) -> None:
+    for name, text in content.items():
+        (tmp_path / name).write_text(text)
+    assert main(["tasks", str(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"error: {tmp_path}: no task in it; ")
+    assert shown.err.count("\n") == 1
+
+
+def test_the_help_says_whose_failure_labels_the_rows_have(capsys: Captured) -> None:
+    with pytest.raises(SystemExit):
+        main(["score", "--help"])
+    assert "default scoring.refusal_patterns" in " ".join(capsys.readouterr().out.split())

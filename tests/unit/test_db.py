@@ -36,13 +36,14 @@ BIN_STATS = (
         "n",
         "n_clusters",
         "n_missing",
+        *("n_infeasible", "n_not_applicable", "infeasible_frac"),
         "n_empty_output",
         "n_refusal",
         "n_truncated",
         "n_format_error",
     ),
     *("n_timeout", "n_engine_error", "active_frac", "unreliable", "verified_frac", "kept_min", "kept_mean"),
-    *("kept_max", "token_len_min", "token_len_median", "token_len_max", "mean", "se", "lo", "hi"),
+    *("kept_max", "token_len_min", "token_len_median", "token_len_max", "bin_name", "mean", "se", "lo", "hi"),
     *("boot_lo", "boot_hi", "em_mean", "f1_mean", *ABOUT),
 )
 RETENTION = (

@@ -131,6 +131,13 @@ def test_a_json_file_without_an_array_is_no_task_and_said_so_when_asked_for(tmp_
     assert "qa.json: expected a JSON array" in error_of(tmp_path / "qa.json")
 
 
+def test_hidden_files_of_a_folder_are_no_tasks(tmp_path: Path) -> None:
+    write(tmp_path, record())
+    for name in ("._qa.jsonl", ".news.jsonl", "._qa.json"):
+        (tmp_path / name).write_bytes(b"\x00\x05\x16\x07[")
+    assert list_longbench_tasks(tmp_path) == ["qa"]
+
+
 def test_a_task_that_a_folder_holds_in_two_forms_is_refused(tmp_path: Path) -> None:
     write(tmp_path, record())
     (tmp_path / "qa.json").write_text(json.dumps([record()]))

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kv_transition.data.counters import load_counter
 from kv_transition.data.longbench_loader import read_records
 from kv_transition.data.manifest import Manifest, build_manifest, read_manifest, write_manifest
 from kv_transition.data.normalize import CountedExample, normalize_records
-from kv_transition.data.tokenizer import load_counter
 from kv_transition.errors import UserError
 
 
@@ -141,6 +141,13 @@ def test_bins_of_longbench_e_follow_the_records_own_length_and_not_their_tokens(
     assert read_manifest(tmp_path / "m.json") == manifest
 
 
+def test_bins_by_the_records_own_length_are_called_by_it() -> None:
+    examples = [with_length(f"e{i}", 30_000 - i, length) for i, length in enumerate([10, 4000, 8000])]
+    manifest = build(examples, by="length", edges=[3999, 7999], task="qasper")
+    assert manifest.bin_names == ["10–3999 words", "4000–7999 words", "8000–8000 words"]
+    assert build(EXAMPLES).bin_names == ["", "", ""]
+
+
 def test_a_bin_beyond_all_lengths_is_empty() -> None:
     examples = [with_length(f"e{i}", 100 + i, 10 + i) for i in range(5)]
     manifest = build(examples, by="length", edges=[3999, 7999])
@@ -180,6 +187,7 @@ def test_the_file_has_the_agreed_keys(tmp_path: Path) -> None:
             "n_per_bin",
         ),
         *("selection_seed", "bin_by", "bin_edges", "bins", "entries", "clusters", "examples", "warnings"),
+        "n_records",
     }
     assert set(content["entries"][0]) == {"example_id", "bin_idx", "token_len"}
     assert set(content["examples"][0]) == {

@@ -48,3 +48,13 @@ def test_kept_tokens_and_the_share_measured_come_from_the_answers():
     card = card_of("snapkv")
     assert card["budget measured in the cache"] == "100% of the answers"
     assert card["kept tokens"] == "16 to 512 positions over all its budgets"
+
+
+@pytest.mark.parametrize("method", ["recent", "middle", "bm25"])
+def test_a_text_method_is_not_described_as_one_that_evicts(method):
+    card = card_of(method, scope="context", first_token="compressed")
+    assert card["scope"].startswith("the text")
+    assert card["what the budget counts"].startswith("all tokens of the prompt")
+    assert "the prefill really is shorter" in card["memory freed"]
+    assert ("passage_tokens = 128" in card["hyper-parameters"]) == (method == "bm25")
+    assert ("Robertson" in card["paper"]) == (method == "bm25")

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kv_transition.data.counters import load_counter
 from kv_transition.data.longbench_loader import read_records
 from kv_transition.data.normalize import (
     normalize_records,
@@ -20,7 +21,6 @@ from kv_transition.data.normalize import (
 )
 from kv_transition.data.prompts import Prompt
 from kv_transition.data.protocol import TaskProtocol
-from kv_transition.data.tokenizer import load_counter
 from kv_transition.errors import UserError
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kv_transition.analysis.figures.canvas import legible, spread
+from kv_transition.analysis.figures.cells import length_bins
 from kv_transition.analysis.figures.labels import read_estimate
 from kv_transition.analysis.figures.palette import CATEGORICAL, SETTLED, method_styles
 from kv_transition.analysis.plots import (
@@ -71,6 +72,22 @@ def test_a_task_is_drawn_from_files_with_captions_beside_the_figures(tmp_path):
         assert figure["caption"].endswith(".")
         assert TASK in figure["title"]
         assert all(figure[suffix].is_file() for suffix in ("svg", "png", "csv"))
+
+
+def test_the_numbers_beside_a_figure_say_by_which_prompts_they_came(tmp_path):
+    study = small()
+    files = study.write(tmp_path)
+    tables = {name: files[name] for name in ("bin_stats", "retention", "transition")}
+    draw_task(
+        TASK, tables=tables, scores=files["scores"][0], folder=tmp_path / "f", settings=study.settings()
+    )
+    for path in (tmp_path / "f").glob("*.csv"):
+        assert set(pd.read_csv(path)["protocol"]) == {"own-1"}
+
+
+def test_a_bin_that_is_not_cut_by_tokens_has_its_own_name(tmp_path):
+    stats = small().bin_stats().assign(bin_name="4000–7999 words")
+    assert {one.lengths for one in length_bins(stats)} == {"4000–7999 words"}
 
 
 def test_hollow_marks_follow_the_configured_shares(tmp_path):
@@ -222,7 +239,7 @@ def test_labels_are_read_as_what_they_bound(label, side, budget):
 
 
 def test_twenty_methods_look_different_and_known_ones_keep_their_looks():
-    many = method_styles([*SETTLED, *(f"m{index}" for index in range(14))])
+    many = method_styles([*SETTLED, *(f"m{index}" for index in range(20 - len(SETTLED)))])
     assert len({(style.colour, style.marker) for style in many.values()}) == 20
     assert method_styles(["tova"])["tova"] == many["tova"]
     assert "full" not in method_styles(["full", "no_context", "tova"])

@@ -127,6 +127,20 @@ def test_every_long_prompt_loses_its_middle_as_in_the_official_code(
     assert shortened > 400
 
 
+def test_plain_official_prompts_have_the_tokens_that_a_tokenizer_gives_the_whole_text(
+    records: dict, official: Callable, tokenizer: ModelTokenizer, folder: Path
+) -> None:
+    theirs = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    seen = 0
+    for task in sorted(PLAIN_TEXT_TASKS & records.keys()):
+        for record in records[task][:4]:
+            prompt = official(task).prompt(record["input"], record["context"], tokenizer)
+            text = prompt.messages[-1]["content"]
+            assert tokenizer.prompt_ids(prompt).ids == theirs.encode(text).ids
+            seen += 1
+    assert seen >= 12
+
+
 def test_an_odd_limit_keeps_twice_its_rounded_half(official: Callable, tokenizer: ModelTokenizer) -> None:
     context = "x1 y2 z3 " * 200
     even, odd = (
@@ -134,6 +148,21 @@ def test_an_odd_limit_keeps_twice_its_rounded_half(official: Callable, tokenizer
     )
     assert even.messages == odd.messages
     assert even.dropped_tokens == odd.dropped_tokens
+
+
+def test_changed_answers_are_no_longer_called_official(tables: Path) -> None:
+    config = {
+        "protocol": OFFICIAL,
+        "decoding": {"max_new_tokens_by_task": {"vcsum": 20}},
+    }
+    labels = {
+        task: load_protocol(protocol_slice(from_mapping(config), task), tables, task, MODEL).label
+        for task in ("vcsum", "qasper")
+    }
+    assert labels == {
+        "vcsum": "official-2e00731f modified: max_new_tokens 20",
+        "qasper": "official-2e00731f",
+    }
 
 
 def test_braces_in_a_record_are_text(official: Callable, templates: dict, tokenizer: ModelTokenizer) -> None:
@@ -317,7 +346,7 @@ def test_own_prompts_are_those_of_the_own_templates() -> None:
 words = st.lists(st.sampled_from(["the", "cat", " sat.", "\n\n", "猫", "é{}", "<b>"]), max_size=120)
 
 
-@given(context=words, question=st.text(min_size=1, max_size=30), limit=st.integers(150, 260))
+@given(context=words, question=st.text(min_size=1, max_size=8), limit=st.integers(150, 260))
 def test_own_prompts_keep_the_limit_and_lose_only_context(
     tokenizer: ModelTokenizer, context: list[str], question: str, limit: int
 ) -> None:
@@ -355,7 +384,7 @@ def test_another_protocol_changes_what_prompts_and_answers_depend_on() -> None:
     plain = from_mapping({})
     for change in ({"kind": "official"}, {"max_length_tokens": 900}):
         other = from_mapping({"protocol": change})
-        assert protocol_slice(other) != protocol_slice(plain)
+        assert protocol_slice(other, "qasper") != protocol_slice(plain, "qasper")
         assert answer_slice(other, "qasper") != answer_slice(plain, "qasper")
 
 
@@ -368,7 +397,7 @@ def test_the_folder_of_the_tables_changes_nothing_because_their_checksums_are_pi
 
 def test_a_models_name_counts_only_where_it_decides_the_limit() -> None:
     def of(name: str, **protocol: Any) -> dict:
-        return protocol_slice(from_mapping({"model": {"name": name}, "protocol": protocol}))
+        return protocol_slice(from_mapping({"model": {"name": name}, "protocol": protocol}), "qasper")
 
     assert of("a") == of("b")
     assert of("a", kind="official", max_length_tokens=900) == of("b", kind="official", max_length_tokens=900)

@@ -14,13 +14,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kv_transition.data.counters import load_counter
 from kv_transition.data.longbench_loader import read_records, write_records
 from kv_transition.data.normalize import normalize_records
 from kv_transition.data.published.matching import Record, match_rows
 from kv_transition.data.published.records import as_record, make_records
 from kv_transition.data.published.rows import Row, Run, cell_of, method_name
 from kv_transition.data.published.sources import read_runs, source_files
-from kv_transition.data.tokenizer import load_counter
 from kv_transition.errors import UserError
 
 FULL = ("full", "full")
@@ -137,6 +137,26 @@ def test_a_cell_that_the_source_lacks_is_refused_with_those_it_has(tmp_path: Pat
         read_runs(published, "qa", [FULL, ("no_context", "full")])
 
 
+@pytest.mark.parametrize(("held", "asked"), [("H2O", "observed_attention"), ("observed_attention", "h2o")])
+def test_h2o_and_observed_attention_are_two_methods_and_the_refusal_says_why(
+    tmp_path: Path, held: str, asked: str
+) -> None:
+    rows = [row | {"method": held} if row["method"] == "h2o" else row for row in score_rows()]
+    with pytest.raises(UserError) as error:
+        read_runs(table(tmp_path / "scores.csv", rows), "qa", [FULL, (asked, "256")])
+    message = str(error.value)
+    assert f"no results of {asked} 256; it has full at full; {held.lower()} at 256; h2o and" in message
+    assert "divided by the number of queries" in message
+    assert f"kv.methods: [{held.lower()}]" in message
+    assert f"published.methods: {{{held.lower()}: {asked}}}" in message
+    assert "\n" not in message
+
+
+def test_another_method_is_not_told_about_h2o(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"h2o at 256; adapt kv\.methods"):
+        read_runs(table(tmp_path / "scores.csv", score_rows()), "qa", [FULL, ("snapkv", "256")])
+
+
 def test_a_run_that_is_not_asked_for_is_only_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     published = table(tmp_path / "scores.csv", score_rows())
     with caplog.at_level(logging.INFO):
@@ -217,6 +237,13 @@ def test_kvcache_factory_budgets_come_from_folders_and_full_has_none(tmp_path: P
     runs = read_runs(published, "qa", [FULL, ("snapkv", "64"), ("snapkv", "128")])
     assert runs["snapkv", "128"].file == tmp_path / "llama-3-8b_128/qa/SnapKV.json"
     assert [row.example_id for row in runs[FULL].rows] == ["id0", "id1", "id2", "id3"]
+
+
+def test_hidden_files_beside_kvcache_factory_s_are_passed_over(tmp_path: Path) -> None:
+    rows = [prediction(number) for number in range(4)]
+    published = kvcache_factory(tmp_path, b64_SnapKV=rows, b64_FullKV=rows)
+    (tmp_path / "llama-3-8b_64/qa/._SnapKV.json").write_bytes(b"\x00\x05\x16\x07")
+    assert len(read_runs(published, "qa", [FULL, ("snapkv", "64")])["snapkv", "64"].rows) == 4
 
 
 def test_two_runs_without_compression_have_to_agree(tmp_path: Path) -> None:
@@ -446,6 +473,18 @@ def test_real_files_without_doubles_raise_no_alarm(shared: Path) -> None:
 def test_rows_without_a_length_cannot_be_binned() -> None:
     with pytest.raises(UserError, match=r"full\.csv, line 1: no length"):
         own_records([Row(1, index=0, score=0.5)])
+
+
+def test_tokens_are_never_taken_for_the_words_of_a_length(tmp_path: Path) -> None:
+    rows = [{**row, "token_len": 5000 + row["idx"]} for row in score_rows()]
+    both = read_runs(table(tmp_path / "both.csv", rows), "qa", [FULL])[FULL]
+    assert [record["length"] for record in own_records(both.rows)] == [10, 11, 12, 13]
+    mixed = [{**row, "length": ""} if row["idx"] == 2 else row for row in rows]
+    tokens = [{key: value for key, value in row.items() if key != "length"} for row in rows]
+    for name, spoilt, line in (("mixed.csv", mixed, 4), ("tokens.csv", tokens, 2)):
+        run = read_runs(table(tmp_path / name, spoilt), "qa", [FULL])[FULL]
+        with pytest.raises(UserError, match=rf"line {line}: no length.*token_len counts tokens"):
+            make_records("qa", run, False)
 
 
 def test_a_row_that_full_lacks_is_refused_or_left_out() -> None:

@@ -376,7 +376,7 @@ def test_the_tiny_reader_answers_the_default_grid_as_kvpress_does(tiny_engine, k
             break
         limit = DEFAULTS.decoding.max_new_tokens if number < ENOUGH else SIX_STEPS.max_new_tokens
         ending = Ending(limit, (), eos, tokenizer.decode)
-        prompt_ids = tokenizer.prompt_ids(prompt)
+        prompt_ids = tokenizer.prompt_ids(prompt, MODE[0])
         ids = prompt_ids.ids
         active = [cell for cell in due if cell.budget < len(ids)]
         theirs = kvpress_tiny.traces(ids, prompt_ids.context_len, active, MODE, ending)
@@ -420,7 +420,7 @@ def test_the_tiny_reader_answers_the_default_grid_as_kvpress_does(tiny_engine, k
 def test_the_tiny_reader_answers_as_kvpress_does_in_the_other_modes(tiny_engine, kvpress_tiny, mode):
     found, compared, ties = [], 0, []
     for number, prompt in enumerate(documents(20, 64, 320)):
-        prompt_ids = tiny_engine.tokenizer.prompt_ids(prompt)
+        prompt_ids = tiny_engine.tokenizer.prompt_ids(prompt, mode[0])
         ids, context_len = prompt_ids.ids, prompt_ids.context_len
         split = split_prompt(len(ids), context_len, *mode)
         cells = [Cell(*cell) for cell in itertools.product(METHODS, (16, 48)) if split.is_active(Cell(*cell))]

@@ -77,6 +77,60 @@ def test_an_official_number_with_a_failed_request_is_called_incomplete(tmp_path)
     assert table.count("incomplete (9 of 12)") == 1
 
 
+def with_manifest(**changes):
+    """Change the manifests of a written study."""
+
+    def change(files):
+        for path in files["manifests"]:
+            manifest = json.loads(Path(path).read_text())
+            Path(path).write_text(json.dumps(manifest | changes))
+
+    return change
+
+
+def test_the_mean_of_a_sample_is_not_called_the_task_s_number(tmp_path):
+    whole = write(longbench_study(), tmp_path / "a", change=with_manifest(n_records=12))
+    assert "over 12 records" in whole
+    assert "A sample of" not in whole
+    assert "A sample of 12 of 200 records" in write(
+        longbench_study(), tmp_path / "b", change=with_manifest(n_records=200)
+    )
+
+
+def test_longbench_e_has_a_row_for_each_of_its_bins(tmp_path):
+    study = longbench_study(edges=(60, 200, 800, 1600))
+    page = write(
+        study, tmp_path / "demo", change=with_manifest(bin_by="length", bin_edges=[3999, 7999, 9000])
+    )
+    table = re.search(r"^\*\*LongBench score\*\*(.*?)^\*\*Retention", page, re.M | re.S)[1]
+    scores = study.scores().query("method == 'full'")
+    for index, name in enumerate(("0-4k", "4-8k", "8k+")):
+        mean = scores.loc[scores["bin_idx"] == index, "score"].mean()
+        assert f"| full | {name} | {100 * mean:.2f} |" in table
+
+
+def test_changed_answers_are_not_called_comparable(tmp_path):
+    page = write(
+        small(tasks=("hotpotqa",), metric="qa_f1", protocol="official-2e00731f modified: stop"),
+        tmp_path / "demo",
+    )
+    assert "not comparable with published LongBench numbers" in page
+
+
+def test_prompts_that_lost_their_middle_are_counted(tmp_path):
+    study = small()
+
+    def shorten(files):
+        for path in files["scores"]:
+            scores = read_parquet(path)
+            scores.loc[scores["example_id"] == scores["example_id"].iloc[0], "dropped_tokens"] = 100
+            write_parquet(path, scores)
+
+    page = write(study, tmp_path / "demo", change=shorten)
+    assert "1 of 12 of the prompts were longer than the limit and lost their middle" in page
+    assert "lost their middle" not in write(study, tmp_path / "other")
+
+
 def test_own_prompts_are_never_called_comparable(tmp_path):
     page = write(small(tasks=("hotpotqa",), metric="qa_f1"), tmp_path / "demo")
     assert "not comparable with published LongBench numbers" in page

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from random_models import write_random_llama
 
+from kv_transition.data.counters import load_counter
 from kv_transition.data.manifest import Manifest, build_manifest
 from kv_transition.data.normalize import Example, normalize_records
 from kv_transition.data.protocol import TaskProtocol, own_protocol
-from kv_transition.data.tokenizer import load_counter
 from kv_transition.engines.base import BaseEngine, EngineResult
 from kv_transition.engines.endpoints import build_engine
 from kv_transition.errors import UserError
@@ -299,7 +299,7 @@ def test_keys_of_own_prompts_are_those_of_every_earlier_journal() -> None:
         requests = requests_of_example(own, asked, cells, answer, "a" * 64).requests
         rows = [(r.method, r.budget, r.replicate, r.prompt_hash, r.key) for r in requests]
         digests.append(sha256_text(canonical_json(rows))[:16])
-    assert digests == ["dc19bd863e9dfd55", "78a894641c7097ed"]
+    assert digests == ["36a18d49115466b4", "260db66f2db91669"]
 
 
 def test_scope_context_is_refused_where_shortening_took_the_end_of_the_context(
@@ -357,3 +357,152 @@ def test_a_failed_reference_is_never_allowed_by_the_failure_rate(shard: Shard, t
     with pytest.raises(UserError, match=r"allow_failed_reference"):
         run(shard, tmp_path, **fail)
     run(shard, tmp_path, allow_failed_reference=True, **fail)
+
+
+TEXT = [("full", "full"), ("no_context", "full"), *((name, "30") for name in ("recent", "middle", "bm25"))]
+
+
+def with_passages(shard: Shard, model: Path, passage_tokens: int = 8) -> Shard:
+    settings = from_mapping(
+        {
+            "model": {"path": str(model)},
+            "engine": {"unknown_token_limit": 1},
+            "decoding": {"max_new_tokens": 6},
+            "kv": {"passage_tokens": passage_tokens},
+        }
+    )
+    return replace(shard, answer=answer_slice(settings, "words"))
+
+
+def test_a_text_method_is_the_full_cache_over_a_prompt_of_the_budget_s_length(
+    shard: Shard, tmp_path: Path, model: Path
+) -> None:
+    run(with_passages(shard, model), tmp_path, TEXT)
+    full = rows_of(tmp_path, "full", "full")
+    for method in ("recent", "middle", "bm25"):
+        rows = rows_of(tmp_path, method, "30")
+        assert rows["method"].eq(method).all()
+        assert rows["budget_value"].eq(30).all()
+        assert rows["status"].eq("ok").all()
+        assert rows["prompt_tokens"].between(23 if method == "bm25" else 30, 30).all()
+        for name in ("kept_mean", "kept_min", "kept_max"):
+            assert rows[name].tolist() == rows["prompt_tokens"].tolist(), "memory is the prompt's own"
+        assert rows["press_len"].tolist() == full["prompt_tokens"].tolist()
+        assert rows["bytes_kept"].tolist() == [
+            cost * kept // length
+            for cost, kept, length in zip(
+                full["bytes_kept"], rows["prompt_tokens"], full["prompt_tokens"], strict=True
+            )
+        ]
+        assert rows["active"].all()
+        assert rows["verified"].eq("measured").all()
+        assert rows["copied_from"].isna().all()
+        assert not set(rows["prompt_hash"]) & set(full["prompt_hash"])
+    assert rows_of(tmp_path, "recent", "30")["text"].tolist() != full["text"].tolist()
+
+
+def test_a_count_that_the_engine_does_not_confirm_is_not_proved(
+    shard: Shard, tmp_path: Path, model: Path
+) -> None:
+    class Counting(Failing):
+        def generate(self, prompt: Any, cell: Any, decoding: Any, example_id: str) -> EngineResult:
+            return replace(super().generate(prompt, cell, decoding, example_id), prompt_tokens=31)
+
+    run(shard, tmp_path, TEXT[:3], make_engine=lambda answer: Counting(answer, set()))
+    assert rows_of(tmp_path, "recent", "30")["verified"].eq("no").all()
+
+
+@pytest.mark.parametrize("method", ["recent", "middle", "bm25"])
+def test_a_text_that_fits_is_the_full_answer_and_asks_nothing(
+    shard: Shard, tmp_path: Path, method: str
+) -> None:
+    run(shard, tmp_path, TEXT[:2])
+    assert run(shard, tmp_path, [*TEXT[:2], (method, "4000")], make_engine=no_engine) == 0
+    whole, full = rows_of(tmp_path, method, "4000"), rows_of(tmp_path, "full", "full")
+    assert whole["text"].tolist() == full["text"].tolist()
+    assert whole["copied_from"].eq("full").all()
+    assert not whole["active"].any()
+    assert whole["kept_mean"].tolist() == full["prompt_tokens"].tolist()
+    assert whole["prefill_s"].isna().all(), "its time is spent in the full row"
+
+
+def test_equal_prompts_are_asked_once(shard: Shard, tmp_path: Path, model: Path) -> None:
+    """Two budgets between which no further passage fits, and one that leaves no passage at all."""
+    fixed = int(prompt_tokens_without_context(shard, tmp_path))
+    shard = with_passages(shard, model, 20)
+    small, smaller = (str(fixed + room) for room in (4, 3))
+    assert run(shard, tmp_path, [*TEXT[:2], ("bm25", small), ("bm25", smaller)]) == 0, "as without context"
+    assert (
+        rows_of(tmp_path, "bm25", small)["text"].tolist()
+        == rows_of(tmp_path, "no_context", "full")["text"].tolist()
+    )
+    two = [("bm25", str(fixed + 22)), ("bm25", str(fixed + 24))]
+    assert run(shard, tmp_path, [*TEXT[:2], *two]) == 6
+    assert (
+        rows_of(tmp_path, *two[0])["answer_key"].tolist() == rows_of(tmp_path, *two[1])["answer_key"].tolist()
+    )
+
+
+def prompt_tokens_without_context(shard: Shard, folder: Path) -> int:
+    run(shard, folder, TEXT[:2])
+    lengths = set(rows_of(folder, "no_context", "full")["prompt_tokens"])
+    assert len(lengths) == 1
+    return lengths.pop()
+
+
+def test_a_budget_filled_by_the_fixed_part_is_a_row_without_a_request(shard: Shard, tmp_path: Path) -> None:
+    fixed = prompt_tokens_without_context(shard, tmp_path)
+    cell = ("recent", str(fixed))
+    assert run(shard, tmp_path, [*TEXT[:2], cell], make_engine=no_engine) == 0
+    rows = rows_of(tmp_path, *cell)
+    assert rows["status"].eq("infeasible").all()
+    nothing = [
+        "text",
+        "finish_reason",
+        "failure",
+        "error",
+        "prompt_tokens",
+        "kept_mean",
+        "answer_key",
+        "engine",
+    ]
+    assert rows[nothing].isna().all(axis=None)
+    assert rows["verified"].eq("no").all()
+    assert (rows["press_len"] > 40).all(), "how long the prompt is that would have been shortened"
+
+
+def test_bm25_without_a_question_is_a_row_without_a_request(shard: Shard, tmp_path: Path) -> None:
+    silent = [replace(example, question=" ") for example in shard.manifest.examples]
+    shard = replace(shard, manifest=replace(shard.manifest, examples=silent))
+    run(shard, tmp_path, [*TEXT[:2], ("recent", "40"), ("bm25", "40")])
+    rows = rows_of(tmp_path, "bm25", "40")
+    assert rows["status"].eq("not_applicable").all()
+    assert rows[["text", "failure"]].isna().all(axis=None)
+    assert rows_of(tmp_path, "recent", "40")["status"].eq("ok").all()
+
+
+def test_another_passage_length_asks_only_what_it_changes(shard: Shard, tmp_path: Path, model: Path) -> None:
+    run(with_passages(shard, model), tmp_path, TEXT)
+    computed = run(with_passages(shard, model, 12), tmp_path, TEXT)
+    assert 0 < computed <= 6
+
+
+def test_a_text_method_needs_the_model_s_tokenizer(shard: Shard, tmp_path: Path) -> None:
+    without = {**shard.answer, "model": {**shard.answer["model"], "path": None}}
+    with pytest.raises(UserError, match=r"kv\.methods: recent.*model\.path"):
+        run(replace(shard, answer=without), tmp_path, TEXT)
+
+
+@pytest.mark.parametrize("scope", ["prompt", "context"])
+def test_memory_of_a_shorter_text_is_all_of_its_prompt_in_both_scopes(
+    shard: Shard, tmp_path: Path, scope: str
+) -> None:
+    answer = {**shard.answer, "kv": {**shard.answer["kv"], "scope": scope}}
+    run(replace(shard, answer=answer), tmp_path, TEXT[:3])
+    rows = rows_of(tmp_path, "recent", "30")
+    assert rows["kept_mean"].eq(30).all()
+    assert rows["question_tokens"].eq(0).all()
+    assert rows["bytes_kept"].nunique() == 1
+    assert (rows["peak_tokens"] == 30 + rows["completion_tokens"]).all()
+    position = 2 * 4 * 2 * 16 * 3  # keys and values, float32, KV heads, width, layers
+    assert rows["bytes_kept"].eq(30 * position).all()

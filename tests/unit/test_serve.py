@@ -126,6 +126,7 @@ def test_fields_that_change_nothing_are_accepted():
             "'snapvk' is unknown; known are full, snapkv",
         ),
         ({"kv": {"method": "no_context"}}, "kv.method", "unknown"),
+        ({"kv": {"method": "recent", "budget": 64}}, "kv.method", "'recent' is unknown"),
         ({"kv": {**SNAPKV, "windows": 8}}, "kv.windows", "no such option; known are method, budget"),
         ({"kv": {"method": "snapkv"}}, "kv.budget", "is missing; snapkv needs one"),
         ({"kv": {"budget": 64}}, "kv.budget", "the full cache has no budget"),

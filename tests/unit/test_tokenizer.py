@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kv_transition.data.counters import load_counter
 from kv_transition.data.prompts import Prompt, build_prompt
-from kv_transition.data.tokenizer import ModelTokenizer, load_counter
+from kv_transition.data.tokenizer import ModelTokenizer
 from kv_transition.errors import UserError
 
 WORDS = [
@@ -105,7 +106,7 @@ def test_word_level_parts_are_the_tokens_of_the_whole(
     words: ModelTokenizer, question: str, context: str
 ) -> None:
     prompt = build_prompt("trec", question, context)
-    parts = words.prompt_ids(prompt)
+    parts = words.prompt_ids(prompt, "context")
     assert parts.ids == words.encode(words.render(prompt.messages))
     assert parts.context_len == len(words.encode(words.prompt_texts(prompt)[0]))
 
@@ -115,8 +116,19 @@ def test_byte_level_parts_decode_to_the_text_of_the_whole(
     pieces: ModelTokenizer, question: str, context: str
 ) -> None:
     prompt = build_prompt("trec", question, context)
-    parts = pieces.prompt_ids(prompt)
+    parts = pieces.prompt_ids(prompt, "context")
     assert pieces.decode(parts.ids) == pieces.decode(pieces.encode(pieces.render(prompt.messages)))
+
+
+@given(question=any_text, context=any_text)
+def test_in_scope_prompt_the_text_is_tokenised_at_once(
+    pieces: ModelTokenizer, question: str, context: str
+) -> None:
+    prompt = build_prompt("trec", question, context)
+    assert pieces.prompt_ids(prompt).ids == pieces.encode(pieces.render(prompt.messages))
+    assert pieces.prompt_ids(prompt).context_len == 0
+    plain = replace(prompt, messages=prompt.messages[-1:], wrapped=False)
+    assert pieces.prompt_ids(plain).ids == pieces.encode(plain.messages[-1]["content"])
 
 
 @given(question=any_text, context=any_text)
@@ -126,7 +138,7 @@ def test_the_cut_lies_at_the_end_of_the_context(pieces: ModelTokenizer, question
     assert head + tail == pieces.render(prompt.messages)
     if prompt.context_end is None:
         assert head == ""
-        assert pieces.prompt_ids(prompt).context_len == 0
+        assert pieces.prompt_ids(prompt, "context").context_len == 0
     else:
         assert head.endswith(context.lstrip())
         assert tail.startswith("\n\n")
@@ -208,7 +220,7 @@ def test_without_a_template_the_contents_are_joined_with_newlines(tmp_path: Path
         tokenizer.render([{"role": "system", "content": "the cat"}, {"role": "user", "content": "who ?"}])
         == "the cat\nwho ?\n"
     )
-    assert tokenizer.prompt_ids(build_prompt("trec", "who ?", "the story")).context_len > 0
+    assert tokenizer.prompt_ids(build_prompt("trec", "who ?", "the story"), "context").context_len > 0
 
 
 def test_without_a_template_the_prompt_begins_as_the_tokenizer_begins_texts(tmp_path: Path) -> None:
@@ -268,7 +280,7 @@ def test_a_template_that_refuses_everything_is_a_user_error_with_its_reason(tmp_
 def test_a_template_that_rewrites_the_context_is_refused(tmp_path: Path, template: str) -> None:
     tokenizer = ModelTokenizer(word_level(tmp_path, template))
     with pytest.raises(UserError, match="rewrites the user's message"):
-        tokenizer.prompt_ids(build_prompt("trec", "who ?", "the story"))
+        tokenizer.prompt_ids(build_prompt("trec", "who ?", "the story"), "context")
 
 
 def test_a_template_cannot_reach_outside_its_sandbox(tmp_path: Path) -> None:
@@ -393,7 +405,7 @@ def test_the_approximation_orders_real_records_as_a_tokenizer_does(
 ) -> None:
     from scipy.stats import spearmanr
 
-    from kv_transition.data.tokenizer import ApproximateCounter
+    from kv_transition.data.counters import ApproximateCounter
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tiktoken_cache"))
     counters = load_counter("cl100k_base", None, "error"), ApproximateCounter("approximate")

@@ -9,23 +9,30 @@ Every row says by which prompts (protocol), as which score (metric) and in which
 
 bin_stats, beside the keys
     n, n_clusters           examples with a score under the policy, and their clusters
-    n_missing               selected examples without a score under the policy (absent, and under "exclude" failed)
+    n_missing               selected examples without a score under the policy (absent, infeasible, not applicable, and
+                            under "exclude" failed)
+    n_infeasible, n_not_applicable   of these: what is fixed in the prompt fills the budget; the method has nothing to rank
+                            by. Missing under both policies, never 0
+    infeasible_frac         n_infeasible as a share of the bin's examples
     n_reference_failed      selected examples left out because their reference failed
     n_<failure label>       examples with that label, e.g. n_timeout; of several replicates the first label counts
     n_straddling_clusters   (bin_idx -1) clusters with examples in more than one bin
     active_frac             share of the bin's examples in which the budget is below the prompt; null for full and no_context
     unreliable              more than `max_infrastructure_failures` of the cell timed out or failed in the engine
     verified_frac           share of examples whose kept tokens were measured in the cache
+    bin_name                limits of the bin where they are not token_len (bins by the records' own length), else ""
     kept_*, token_len_*     over the cell's present examples
     mean, se, lo, hi        quasi-Wilson interval; null limits for fewer than 2 clusters
     boot_lo, boot_hi        bootstrap percentiles, a cross-check: of zero width where all scores are equal
-    status                  "ok", "too_few" (fewer than 2 clusters: no interval) or "no_scores"
+    status                  "ok", "too_few" (fewer than 2 clusters: no interval) or "no_scores"; "infeasible" (more than
+                            5 % of the examples are) and "not_applicable" (all are) have no mean and no interval
 
 retention, beside the keys (methods with a budget only)
     gate        "ok", "no_reference", "too_few", "reference_too_weak", "context_not_needed": may the bin be judged?
     status      the gate where that is not "ok" (then R is a point without limits and the p-values are null), else
                 "ok", "ok_degenerate" (identical answers; limits from pseudo-values), "unbounded_weak_reference",
-                "undefined_full_zero", "no_pairs", "too_few"
+                "undefined_full_zero", "no_pairs", "too_few"; before all of these "infeasible" and "not_applicable", with
+                no R, no difference and no test
     R0_status   floor-adjusted retention: "floor_not_measured", the gate where that is not "ok", or as `status`
     diff_*      paired t interval of compressed minus full; diff_se is 0 and `degenerate` true without spread
     ni_p, tost_p, delta     non-inferiority and equivalence within `delta`
@@ -70,11 +77,14 @@ BIN_STATS: Columns = {
     **CELL_KEYS,
     **columns("int64", "n n_clusters n_missing n_reference_failed"),
     **columns("int64", " ".join(f"n_{label.lower()}" for label in LABELS)),
+    **columns("int64", "n_infeasible n_not_applicable"),
+    **columns("float64", "infeasible_frac"),
     **columns("int64", "n_straddling_clusters"),
     **columns("float64", "active_frac"),
     **columns("bool", "unreliable"),
     **columns("float64", "verified_frac kept_min kept_mean kept_max"),
     **columns("float64", "token_len_min token_len_median token_len_max"),
+    **columns("string", "bin_name"),
     **columns("float64", "mean se lo hi boot_lo boot_hi em_mean f1_mean"),
     **columns("string", "status"),
     **ABOUT,
@@ -94,6 +104,13 @@ RETENTION: Columns = {
     **columns("float64", "ni_p tost_p delta mde boot_lo boot_hi boot_zero_den_frac"),
     **ABOUT,
 }
+
+#: What a cell has not where nothing was asked.
+_ESTIMATES = ("mean", "se", "lo", "hi", "boot_lo", "boot_hi", "em_mean", "f1_mean")
+_RATIOS = (
+    *("R", "R_lo", "R_hi", "R0", "R0_lo", "R0_hi", "diff", "diff_se", "diff_lo", "diff_hi", "diff_p"),
+    *("ni_p", "tost_p", "mde", "boot_lo", "boot_hi"),
+)
 
 
 def bin_stats(table: pd.DataFrame, clusters: Clusters, cfg: Mapping[str, Any]) -> pd.DataFrame:
@@ -133,6 +150,7 @@ def _bin_stats_rows(data: DatasetScores, cfg: Mapping[str, Any]) -> Iterator[Row
         in_bin: Row = {
             "n_straddling_clusters": data.straddling_clusters() if bin_idx == POOLED else 0,
             "n_reference_failed": data.n_reference_failed(bin_idx),
+            "bin_name": data.bin_names.get(bin_idx, ""),
         }
         for policy, block in zip(groups, np.split(totals, len(groups)), strict=True):
             measures = {name: data.under(policy, name)[:, members] for name in ("score", "em", "f1")}
@@ -148,6 +166,8 @@ def _bin_stats_rows(data: DatasetScores, cfg: Mapping[str, Any]) -> Iterator[Row
                 values |= {
                     f"boot_{side}": limits[i][row] if shown else nan for i, side in enumerate(("lo", "hi"))
                 }
+                if nothing := data.nothing_asked(row, members):
+                    values |= dict.fromkeys(_ESTIMATES, nan) | {"status": nothing}
                 for name in groups[policy]:
                     yield with_keys(data, row, bin_idx, name, values)
 
@@ -182,6 +202,9 @@ def _counts(data: DatasetScores, row: int, members: Indices, cfg: Mapping[str, A
     there = members[label != ABSENT]
     counts: Row = {f"n_{name.lower()}": int((label == i).sum()) for i, name in enumerate(LABELS)}
     return counts | {
+        "n_infeasible": int(data.extra["infeasible"][row, members].sum()),
+        "n_not_applicable": int(data.extra["not_applicable"][row, members].sum()),
+        "infeasible_frac": reduced(np.mean, data.extra["infeasible"][row, members]),
         "active_frac": data.active_share(row, members),
         "unreliable": data.infrastructure_share(row, members) > cfg["max_infrastructure_failures"],
         "verified_frac": reduced(np.mean, data.extra["measured"][row, there]),
@@ -225,6 +248,9 @@ def _retention_rows(data: DatasetScores, cfg: Mapping[str, Any]) -> Iterator[Row
                     "unreliable": data.infrastructure_share(row, members)
                     > cfg["max_infrastructure_failures"],
                 }
+                if nothing := data.nothing_asked(row, members):
+                    values |= dict.fromkeys(_RATIOS, nan)
+                    values |= {"status": nothing, "R0_status": nothing, "degenerate": False}
                 for name in same:
                     yield with_keys(data, row, bin_idx, name, values)
 

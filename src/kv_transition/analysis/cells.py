@@ -28,6 +28,9 @@ Indices = NDArray[np.int64]
 
 #: The bin index of all bins of a dataset together.
 POOLED = -1
+#: Share of examples whose prompt cannot be made to fit a budget above which the cell says nothing: those that fit are
+#: no fair sample of the task.
+MAX_INFEASIBLE = 0.05
 #: Codes beside the indices of LABELS.
 NO_LABEL, ABSENT = -1, -2
 #: The cluster ids of each bin in the manifest: (dataset, bin_idx) -> sorted ids.
@@ -61,10 +64,12 @@ class DatasetScores:
     cluster_lists : manifest clusters of each bin.
     score : the metric without infrastructure failures; `failed` : share of the replicates that failed so.
     active, press_len : 1 where compression is active (nan without a budget); positions that the eviction sees.
-    extra : em, f1, kept_min, kept_mean, kept_max, measured (1 where the kept tokens were measured).
+    extra : em, f1, kept_min, kept_mean, kept_max, measured (1 where the kept tokens were measured); infeasible,
+        not_applicable (1 where nothing was asked for that reason, else 0).
     label : index into LABELS of the failure label, NO_LABEL without one, ABSENT where there is no such row.
     reference_failed : (bins) -> examples left out of every cell because `full` or `no_context` failed for them.
     about : protocol, metric and length_unit, "" where the table does not say.
+    bin_names : what a bin is called where its limits are not token_len.
     """
 
     dataset: str
@@ -84,6 +89,7 @@ class DatasetScores:
     extra: dict[str, Array]
     reference_failed: dict[int, int]
     about: dict[str, str]
+    bin_names: dict[int, str]
 
     def row(self, method: str) -> int | None:
         """The row of a method without a budget, None where it was not run."""
@@ -129,6 +135,17 @@ class DatasetScores:
         present = self.label[row, members] != ABSENT
         return float(self.failed[row, members][present].mean()) if present.any() else 0.0
 
+    def nothing_asked(self, row: int, members: Indices) -> str | None:
+        """Why a cell as a whole says nothing in a bin: "not_applicable", "infeasible", or None where it may.
+
+        It is infeasible where more than MAX_INFEASIBLE of the bin's examples are; not applicable where all are.
+        """
+        chosen = members if len(members) else np.arange(len(self.bin_of))
+        if len(chosen) and self.extra["not_applicable"][row, chosen].all():
+            return "not_applicable"
+        share = self.extra["infeasible"][row, members].mean() if len(members) else 0.0
+        return "infeasible" if share > MAX_INFEASIBLE else None
+
     def n_reference_failed(self, bin_idx: int) -> int:
         """Examples of a bin that are left out because their reference failed."""
         if bin_idx == POOLED:
@@ -168,7 +185,7 @@ def dataset_scores(rows: pd.DataFrame, clusters: Clusters, dataset: str, task: s
     """Arrange the rows of one dataset.
 
     Required columns: example_id, cluster_id, bin_idx, token_len, method, budget, budget_value, score, failure.
-    Optional: infrastructure_failed (default: from `failure`), reference_failed, press_len (default token_len), active
+    Optional: status (default "ok"), infrastructure_failed (default: from `failure`), reference_failed, press_len (default token_len), active
     (default: budget below press_len), verified, em, f1, kept_min, kept_mean, kept_max, protocol, metric, length_unit.
 
     Raises
@@ -176,6 +193,7 @@ def dataset_scores(rows: pd.DataFrame, clusters: Clusters, dataset: str, task: s
     UserError
         A row is doubled, or a cluster or bin is not in the manifest.
     """
+    about = {name: str(rows[name].iloc[0]) if name in rows else "" for name in ABOUT}
     cluster_lists = {idx: ids for (name, idx), ids in sorted(clusters.items()) if name == dataset}
     cells = _cells(rows)
     examples, reference_failed = _judged_examples(rows)
@@ -186,6 +204,9 @@ def dataset_scores(rows: pd.DataFrame, clusters: Clusters, dataset: str, task: s
     press_len = matrix(_column(rows, "press_len"))
     press_len = np.where(np.isnan(press_len), token_len, press_len)
     extra = {name: matrix(_column(rows, name)) for name in ("em", "f1", "kept_min", "kept_mean", "kept_max")}
+    status = np.asarray(rows["status"] if "status" in rows else ["ok"] * len(rows), dtype=object)
+    for name in ("infeasible", "not_applicable"):
+        extra[name] = matrix((status == name).astype(np.float64), 0.0)
     verified = rows["verified"].eq("measured") if "verified" in rows else np.nan
     extra["measured"] = matrix(np.where(failed == 1, np.nan, verified))
     bin_of = examples["bin_idx"].to_numpy(dtype=np.int64)
@@ -203,11 +224,14 @@ def dataset_scores(rows: pd.DataFrame, clusters: Clusters, dataset: str, task: s
         score=matrix(score),
         failed=matrix(failed, 0.0),
         label=matrix(label, ABSENT).astype(np.int64),
-        active=_active(cells, matrix(_column(rows, "active")), press_len),
+        active=_active(
+            cells, matrix(_column(rows, "active")), press_len, about["length_unit"] in ("", "tokens")
+        ),
         press_len=press_len,
         extra=extra,
         reference_failed=reference_failed,
-        about={name: str(rows[name].iloc[0]) if name in rows else "" for name in ABOUT},
+        about=about,
+        bin_names=dict(zip(rows["bin_idx"], rows["bin_name"], strict=True)) if "bin_name" in rows else {},
     )
 
 
@@ -271,16 +295,19 @@ def _column(rows: pd.DataFrame, name: str, default: Array | float = np.nan) -> A
     return np.where(np.isnan(values), default, values)
 
 
-def _active(cells: Sequence[Cell], recorded: Array, press_len: Array) -> Array:
-    """1 where compression is active, 0 where not, nan for methods without a budget.
+def _active(cells: Sequence[Cell], recorded: Array, press_len: Array, in_tokens: bool) -> Array:
+    """1 where compression is active, 0 where not, nan for methods without a budget and where it is not known.
 
     Where nothing is recorded (a failed or absent row): active if the budget keeps fewer than the positions that the
-    eviction sees.
+    eviction sees. A budget in tokens cannot be compared with a length in words (`in_tokens` false); a share below 1 takes
+    something away at any length.
     """
     active = np.full(recorded.shape, np.nan)
     for row, cell in enumerate(cells):
         budget = None if cell.method in UNCOMPRESSED else budget_from_label(cell.budget)
-        if budget is not None:
+        if budget is not None and not in_tokens:
+            active[row] = np.where(np.isnan(recorded[row]) & isinstance(budget, float), 1.0, recorded[row])
+        elif budget is not None:
             by_length = [float(kept_tokens(budget, int(length)) < length) for length in press_len[row]]
             active[row] = np.where(np.isnan(recorded[row]), by_length, recorded[row])
     return active

@@ -1,4 +1,4 @@
-"""The curve of a method in a bin: its budgets that have pairs, ascending."""
+"""The curve of a method in a bin: its budgets that have pairs and say something, ascending."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class Curve:
 
     Attributes
     ----------
-    rows : the compressed cells, as indices into `PairScores.compressed`, of the budgets that have at least one pair.
+    rows : the compressed cells, as indices into `PairScores.compressed`, of the budgets that have at least one pair and
+        are not infeasible.
     pairs : (compressed, full, clusters) of the pairs at each budget.
     inactive : whether compression was active in too few examples, at each budget.
     flags : what a reader of the curve has to know.
@@ -85,12 +86,16 @@ def curves(
 ) -> Iterator[Curve]:
     """The curves of all methods in one bin; `inside` holds the pairs of the bin's `members`.
 
+    That of a method which is not applicable there has no budgets and the one flag "not_applicable".
+
     `cfg` needs max_infrastructure_failures and min_active_share.
     """
     cells = [data.cells[row] for row in data.compressed()]
     for method in sorted({cell.method for cell in cells}):
         all_rows = [i for i, cell in enumerate(cells) if cell.method == method]
-        rows = [i for i in all_rows if len(inside.paired(i))]
+        nothing = {i: data.nothing_asked(data.compressed()[i], members) for i in all_rows}
+        judged = [i for i in all_rows if nothing[i] is None]
+        rows = [i for i in judged if len(inside.paired(i))]
         pairs = [
             (inside.compressed[i, at], inside.full[at], inside.clusters[at])
             for i, at in ((i, inside.paired(i)) for i in rows)
@@ -101,7 +106,9 @@ def curves(
         )
         failed = [data.infrastructure_share(row, members) for row in table_rows]
         found = {
-            "missing_budget": len(rows) < len(all_rows),
+            "missing_budget": len(rows) < len(judged),
+            "infeasible": "infeasible" in nothing.values(),
+            "not_applicable": "not_applicable" in nothing.values(),
             "unreliable": any(share > cfg["max_infrastructure_failures"] for share in failed),
             "inactive_budgets": bool(inactive.any()),
         }

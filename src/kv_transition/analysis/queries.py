@@ -46,9 +46,11 @@ def example_table(score_paths: Sequence[str | Path], manifests: Sequence[Manifes
     Returns
     -------
     One row for each cell (method, budget) of a dataset and each selected example, sorted; a row that no score file has
-    stands with a null score and no failure. Columns: dataset, task, example_id, cluster_id, bin_idx, token_len, method,
-    budget, budget_value, score, em, f1, failure, infrastructure_failed, reference_failed, press_len, active, verified,
-    kept_min, kept_mean, kept_max, and the dataset's protocol, metric and length_unit.
+    stands with a null score, no status and no failure. Columns: dataset, task, example_id, cluster_id, bin_idx, token_len,
+    method, budget, budget_value, status, score, em, f1, failure, infrastructure_failed, reference_failed, press_len,
+    active, verified, kept_min, kept_mean, kept_max, the dataset's protocol, metric and length_unit, and bin_name.
+
+    status is "ok", or why a text method had nothing to ask: "infeasible", "not_applicable"; such a row has no score.
 
     score, em and f1 average the replicates that got an answer (an empty answer counts 0); they are null where none did.
     infrastructure_failed is the share of replicates that timed out or failed in the engine: the policy "zero" counts
@@ -106,13 +108,14 @@ def _laid_out(rows: pd.DataFrame, manifest: Manifest, path: str | Path) -> pd.Da
         averaged.drop(columns="budget_value"), how="left", on=["method", "budget", "example_id"]
     )
     table["infrastructure_failed"] = table["infrastructure_failed"].fillna(0.0)
-    for name in ("failure", "verified"):
+    for name in ("status", "failure", "verified"):
         table[name] = table[name].astype(object).where(table[name].notna(), None)
     reference = table["method"].isin(UNCOMPRESSED) & (table["infrastructure_failed"] > 0)
     table["reference_failed"] = table["example_id"].isin(table.loc[reference, "example_id"])
     table["protocol"] = manifest.protocol
     table["metric"] = "+".join(sorted(set(rows["metric"].dropna()))) if "metric" in rows else ""
     table["length_unit"] = manifest.length_unit
+    table["bin_name"] = table["bin_idx"].map(dict(enumerate(manifest.bin_names)))
     table.insert(0, "dataset", manifest.dataset_id)
     table.insert(1, "task", manifest.task)
     return table
@@ -137,6 +140,7 @@ def average_replicates(rows: pd.DataFrame, path: str | Path = "scores") -> pd.Da
     for name in ("score", "em", "f1"):
         values = rows[name].astype("float64") if name in rows else pd.Series(np.nan, index=rows.index)
         measures[name] = values.mask(empty, 0.0).mask(failed)
+    measures["status"] = rows.get("status", "ok")
     measures["failure"] = rows["failure"].map(ranks).astype("float64")
     measures["infrastructure_failed"] = failed.astype("float64")
     for name in ("press_len", "active", "kept_min", "kept_mean", "kept_max"):
@@ -144,7 +148,13 @@ def average_replicates(rows: pd.DataFrame, path: str | Path = "scores") -> pd.Da
     verified = rows["verified"] if "verified" in rows else pd.Series(None, index=rows.index, dtype=object)
     measures["verified"] = verified.map({name: rank for rank, name in enumerate(VERIFIED)}).astype("float64")
     how = {"score": "mean", "em": "mean", "f1": "mean", "failure": "min", "infrastructure_failed": "mean"}
-    how |= {"budget_value": "first", "press_len": "max", "active": "max", "verified": "min"}
+    how |= {
+        "budget_value": "first",
+        "status": "first",
+        "press_len": "max",
+        "active": "max",
+        "verified": "min",
+    }
     how |= {"kept_min": "min", "kept_mean": "mean", "kept_max": "max"}
     averaged = measures.groupby(key, sort=True).agg(how).reset_index()
     averaged["failure"] = averaged["failure"].map(dict(enumerate(LABELS)))

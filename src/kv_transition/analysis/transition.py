@@ -1,7 +1,7 @@
 """The transition budget: the smallest budget from which retention stays at or above tau. `transition.parquet`.
 
 One row for each (dataset, method, bin, policy, tau); bin_idx -1 is all bins pooled. The grid of a row is the method's
-compressed budgets that have at least one pair in that bin, b_1 < ... < b_K.
+compressed budgets that have at least one pair in that bin and are not infeasible there, b_1 < ... < b_K.
 
 Labels of a budget estimate are the budget's own label ("64", "f0.25"), "<=b_1" (censored left) or ">b_K" (censored
 right); `censored_*` says "none", "left" or "right", and `*_tokens` is null where censored. Where `status` is not "ok"
@@ -15,9 +15,11 @@ every label is the status itself, `censored_*` is null and every number is null.
     max_decrease    largest fall of retention from a budget to the next larger one; the isotonic curve hides it
     n_pairs         pairs of the budget that has fewest
     status      "ok"; the bin's gate ("no_reference", "too_few", "reference_too_weak", "context_not_needed");
-                "no_pairs" (no budget has a pair); "not_tested" (no budget was active in `min_active_share` of the
+                "not_applicable" (the method needs a question, and no record has one: there is no curve);
+                "infeasible" (every budget is, in more than 5 % of the examples); "no_pairs" (no budget has a pair); "not_tested" (no budget was active in `min_active_share` of the
                 examples, so nothing was compressed)
-    flags       comma-separated, or "": "missing_budget" (a budget of the method has no pair here), "unreliable" (a
+    flags       comma-separated, or "": "missing_budget" (a budget of the method has no pair here), "infeasible" (a
+                budget is left out because the fixed part of more than 5 % of the prompts fills it), "unreliable" (a
                 cell with too many failed requests), "inactive_budgets" (some budgets were mostly inactive),
                 "point_inactive", "upper_inactive" (T_point, T_upper is such a budget: retention is 1 there because
                 nothing was compressed, so the label is no evidence about compression), "interp_degenerate" (identical
@@ -120,7 +122,9 @@ def _transition_values(
 ) -> Row:
     """All columns of one curve at one tau; `ratios` and `weights` are (replicates, K)."""
     status = gate
-    if gate == "ok" and not curve.rows:
+    if curve.flags in (("infeasible",), ("not_applicable",)) and not curve.rows:
+        status = curve.flags[0]
+    elif gate == "ok" and not curve.rows:
         status = "no_pairs"
     elif gate == "ok" and curve.inactive.all():
         status = "not_tested"

@@ -24,6 +24,7 @@ from kv_transition.eval.prediction_folders import (
     gold_file,
     prediction_folders,
     read_result,
+    records_name,
     result_text,
     task_of,
 )
@@ -141,7 +142,9 @@ def _warn(found: FileScore, gold: Path | None) -> None:
     if found.gold is not None and (found.gold.moved or not found.gold.complete):
         warn(path, f"rows counted from 0, against {found.job.gold}: {found.gold}")
     if gold is not None and found.job.gold is None:
-        warn(path, f"{gold} has no {found.job.task}.jsonl, so the rows are not checked against records")
+        name = records_name(found.job.task, found.job.bins)
+        what = "no LongBench-E records there, not checked" if found.job.bins else "the rows are not checked"
+        warn(path, f"{gold} has no {name}: {what}")
     if found.classes_differ:
         warn(
             path,

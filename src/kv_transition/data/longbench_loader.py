@@ -125,8 +125,9 @@ def _candidates(source: Path) -> list[TaskFile]:
 def _may_be_task(file: TaskFile) -> bool:
     name = PurePosixPath(file.member or file.path.as_posix())
     # macOS adds a "._<name>" beside every file it packs; a .json file without an array is somebody's settings.
-    hidden = file.member is not None and name.name.startswith(".")
-    return not hidden and (name.suffix == ".jsonl" or (name.suffix == ".json" and file.is_array()))
+    return not name.name.startswith(".") and (
+        name.suffix == ".jsonl" or (name.suffix == ".json" and file.is_array())
+    )
 
 
 def list_longbench_tasks(source: str | Path, revision: str | None = None) -> list[str]:
@@ -141,13 +142,20 @@ def list_longbench_tasks(source: str | Path, revision: str | None = None) -> lis
     Raises
     ------
     UserError
-        When the source is missing, out of reach or none of these.
+        When the source is missing, out of reach or none of these, or holds no task.
     """
     if isinstance(source, str) and not Path(source).exists() and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
         repository = HubRepository(source, revision)
         files = _hub_files(repository)
-        return sorted(repository.configurations() if files is None else files)
-    return sorted(_task_files(source))
+        tasks = sorted(repository.configurations() if files is None else files)
+    else:
+        tasks = sorted(_task_files(source))
+    if not tasks:
+        raise UserError(
+            f"{source}: no task in it; name a folder whose own files (not those of folders in it) are <task>.jsonl or "
+            "<task>.json with one array, a zip of such files, or a dataset on the hub"
+        )
+    return tasks
 
 
 def find_task(path: str | Path, task: str) -> TaskFile:

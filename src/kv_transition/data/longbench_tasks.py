@@ -24,6 +24,7 @@ class TaskFacts:
     category : group of LongBench's own averages.
     wrapped : the prompt goes through the model's chat template; few-shot and code tasks are plain text.
     first_line : only the answer's first line is scored.
+    stops_at_line : an answer has at least one token and ends with the line, in LongBench's own runs.
     answer_format : what an answer has to contain, None for free text.
     language : "en", "zh" or "code".
     """
@@ -34,6 +35,7 @@ class TaskFacts:
     first_line: bool = False
     answer_format: AnswerFormat | None = None
     language: str = "en"
+    stops_at_line: bool = False
 
 
 #: Task -> facts, by the names of LongBench v1 (LongBench-E adds `_e`) and `longbench_v2`.
@@ -53,7 +55,7 @@ TASK_FACTS: Mapping[str, TaskFacts] = MappingProxyType(
         "vcsum": TaskFacts("rouge_l_zh", "summarization", language="zh"),
         "trec": TaskFacts("classification", "few-shot", False, True, "class"),
         "triviaqa": TaskFacts("qa_f1", "few-shot", False, True),
-        "samsum": TaskFacts("rouge_l", "few-shot", False, True),
+        "samsum": TaskFacts("rouge_l", "few-shot", False, True, stops_at_line=True),
         "lsht": TaskFacts("classification", "few-shot", False, True, "class", "zh"),
         "passage_count": TaskFacts("count", "synthetic", answer_format="number"),
         "passage_retrieval_en": TaskFacts("retrieval", "synthetic", answer_format="number"),
@@ -65,6 +67,11 @@ TASK_FACTS: Mapping[str, TaskFacts] = MappingProxyType(
 )
 
 
+def base_name(task: str) -> str:
+    """The name of a task of LongBench-E (`<task>_e`) in LongBench v1, its namesake; any other name as it is."""
+    return task.removesuffix("_e")
+
+
 def task_facts(task: str) -> TaskFacts | None:
     """Facts of a task, those of its namesake for LongBench-E (`<task>_e`); None for a task of another origin."""
-    return TASK_FACTS.get(task) or TASK_FACTS.get(task.removesuffix("_e"))
+    return TASK_FACTS.get(task) or TASK_FACTS.get(base_name(task))

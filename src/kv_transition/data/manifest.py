@@ -66,6 +66,7 @@ class Manifest:
     examples : in the order of `entries`.
     clusters : bin index (as text) -> sorted cluster ids of the bin's entries.
     warnings : what a reader of the results has to know about the selection.
+    n_records : records of the task before any was left out; None in manifests that do not say.
     """
 
     version: int
@@ -85,12 +86,23 @@ class Manifest:
     examples: list[Example]
     warnings: list[str] = field(default_factory=list)
     bin_by: BinBy = "token_len"
+    n_records: int | None = None
 
     @property
     def length_unit(self) -> str:
-        """The unit of token_len: the records' own `length` counts words, in Chinese characters."""
-        if self.tokenizer != "length":
-            return "tokens"
+        """The unit of token_len."""
+        return self._record_unit if self.tokenizer == "length" else "tokens"
+
+    @property
+    def bin_names(self) -> list[str]:
+        """What each bin is called where its limits are not token_len; "" where they are."""
+        if self.bin_by == "token_len" or self.tokenizer == "length":
+            return [""] * self.n_bins
+        return [f"{one.lower}–{one.upper} {self._record_unit}" for one in self.bins]
+
+    @property
+    def _record_unit(self) -> str:
+        """What the records' own `length` counts: words, in Chinese characters."""
         facts = task_facts(self.task)
         return "characters" if facts and facts.language == "zh" else "words"
 
@@ -171,6 +183,7 @@ def build_manifest(
             if b.available < full_size
         ],
         bin_by=by,
+        n_records=len(examples),
     )
 
 

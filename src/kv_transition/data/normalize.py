@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kv_transition.data.counters import RecordLength, TokenCounter
 from kv_transition.data.protocol import TaskProtocol, own_protocol
-from kv_transition.data.tokenizer import ModelTokenizer, RecordLength, TokenCounter
+from kv_transition.data.tokenizer import ModelTokenizer
 from kv_transition.errors import UserError
 from kv_transition.files import canonical_json, read_parquet, sha256_text, write_parquet
 

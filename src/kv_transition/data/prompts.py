@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kv_transition.data.longbench_tasks import base_name
 from kv_transition.data.synthetic import INSTRUCTIONS as SYNTHETIC_INSTRUCTIONS
 from kv_transition.files import canonical_json, sha256_text
 
@@ -89,13 +90,9 @@ class Prompt:
     context_lost: bool = False
 
 
-def _table_name(task: str) -> str:
-    return task.removesuffix("_e")
-
-
 def instruction_of(task: str) -> str:
     """The system instruction of a task; a general one for a task without its own."""
-    own = SYNTHETIC_INSTRUCTIONS.get(task) or LONGBENCH_INSTRUCTIONS.get(_table_name(task))
+    own = SYNTHETIC_INSTRUCTIONS.get(task) or LONGBENCH_INSTRUCTIONS.get(base_name(task))
     return own or DEFAULT_INSTRUCTION
 
 
@@ -108,7 +105,7 @@ def build_prompt(task: str, question: str, context: str) -> Prompt:
     question : a blank one is replaced by the task's own request, so that the message never ends with the context.
     context : kept exactly as it is; a blank one counts as absent (the floor without a context).
     """
-    asked = question if question.strip() else LONGBENCH_REQUESTS.get(_table_name(task), DEFAULT_REQUEST)
+    asked = question if question.strip() else LONGBENCH_REQUESTS.get(base_name(task), DEFAULT_REQUEST)
     present = bool(context.strip())
     content = f"{context}\n\n{asked}" if present else asked
     messages = ({"role": "system", "content": instruction_of(task)}, {"role": "user", "content": content})

@@ -15,13 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kv_transition.data import prompts
-from kv_transition.data.longbench_tasks import task_facts
+from kv_transition.data.longbench_tasks import base_name, task_facts
 from kv_transition.data.prompts import Prompt, build_prompt
 from kv_transition.data.tokenizer import ModelTokenizer
 from kv_transition.errors import ConfigError, UserError
-
-#: Tasks of which an answer has at least one token and ends with the line, in LongBench's own runs.
-ONE_LINE_TASKS = ("samsum",)
 
 #: Below a model's window by the longest answer and the chat template, as LongBench's own values are.
 RULE_OF_THUMB = (
@@ -176,7 +173,8 @@ def load_protocol(
 
     Parameters
     ----------
-    section : the settings' section `protocol` (kind, max_length_tokens).
+    section : of the settings' section `protocol` kind and max_length_tokens; `changes` names what the configuration changes
+        in official answers.
     tables : LongBench's tables as :func:`kv_transition.data.protocol_tables.fetch_tables` writes them; only read for
         the official protocol.
     model_name : the setting `model.name`; LongBench's own models have an official prompt limit.
@@ -191,11 +189,12 @@ def load_protocol(
         return own_protocol(task, limit)
     content = _read_tables(tables)
     table_name, facts = _table_name(task, content["prompts"]), task_facts(task)
-    one_line = table_name in ONE_LINE_TASKS
+    changes = section.get("changes") or []
+    one_line = facts is not None and facts.stops_at_line
     return TaskProtocol(
         task,
         "official",
-        f"official-{content['commit'][:8]}",
+        f"official-{content['commit'][:8]}" + (f" modified: {', '.join(changes)}" if changes else ""),
         template=content["prompts"][table_name],
         wrapped=facts is None or facts.wrapped,
         max_length_tokens=limit or _official_limit(content["max_length"], model_name),
@@ -226,7 +225,7 @@ def _read_tables(path: str | Path | None) -> dict[str, Any]:
 
 def _table_name(task: str, templates: Mapping[str, str]) -> str:
     """The name under which the tables know a task; one of LongBench-E (`<task>_e`) has its namesake's prompt."""
-    for name in (task, task.removesuffix("_e")):
+    for name in (task, base_name(task)):
         if name in templates:
             return name
     if task == "longbench_v2":

@@ -1,27 +1,17 @@
-"""Text to tokens: the model's own tokenizer and chat template, and the counters that define prompt length."""
+"""Text to tokens: a model's own tokenizer and chat template."""
 
 from __future__ import annotations
 
 import json
-import logging
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 from kv_transition.data.chat_template import TEMPLATE_DATE, chat_template, compile_template, without_system
 from kv_transition.data.prompts import Message, Prompt
 from kv_transition.errors import UserError
 from kv_transition.files import canonical_json, sha256_file, sha256_text
-
-logger = logging.getLogger(__name__)
-
-FALLBACKS = ("error", "approximate")
-
-#: The counter of this name takes a record's own `length`.
-RECORD_LENGTH = "length"
 
 #: What the transformers library makes of decoded text, in this order, where a model's tokenizer_config.json sets
 #: `clean_up_tokenization_spaces`.
@@ -38,15 +28,6 @@ class PromptIds:
 
     ids: list[int]
     context_len: int
-
-
-class TokenCounter(Protocol):
-    """Counts the tokens of a prompt; `name` says with what."""
-
-    @property
-    def name(self) -> str: ...
-
-    def count(self, prompt: Prompt) -> int: ...
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -82,7 +63,7 @@ class ModelTokenizer:
     has_chat_template : False means that :meth:`render` joins the contents with newlines.
     eos_ids : every token that ends an answer, from generation_config.json, config.json and tokenizer_config.json.
     byte_ids : tokens that stand for single bytes, in tokenizers that have such.
-    content_hash : changes with anything that can change the tokens of a prompt.
+    content_hash : changes with anything that can change the tokens of a prompt, shortened ones included.
 
     Notes
     -----
@@ -123,7 +104,9 @@ class ModelTokenizer:
         self._begin = self._begin_text()
         date = TEMPLATE_DATE.date().isoformat()
         self.content_hash = sha256_text(
-            canonical_json([sha256_file(source), template, self._special, self.eos_ids, date])
+            canonical_json(
+                [sha256_file(source), template, self._special, self.eos_ids, date, self._cleans_up]
+            )
         )
 
     @property
@@ -225,16 +208,15 @@ class ModelTokenizer:
     def prompt_texts(self, prompt: Prompt) -> tuple[str, str]:
         """The rendered prompt up to the end of the context, and the rest of it ("" and all of it without a context).
 
-        A prompt that is not wrapped is its message's text, begun as the tokenizer itself begins a text.
         The end is found by rendering the chat a second time with a mark behind the context. The mark stands between
         the context and the question, out of reach of a template that strips contents.
         """
-        if not prompt.wrapped:
-            text, end = prompt.messages[-1]["content"], prompt.context_end
-            return ("", self._begin + text) if end is None else (self._begin + text[:end], text[end:])
-        whole = self.render(prompt.messages)
+        whole = self.prompt_text(prompt)
         if prompt.context_end is None:
             return "", whole
+        if not prompt.wrapped:
+            end = len(self._begin) + prompt.context_end
+            return whole[:end], whole[end:]
         last = prompt.messages[-1]
         before, after = last["content"][: prompt.context_end], last["content"][prompt.context_end :]
         number = 0
@@ -250,15 +232,27 @@ class ModelTokenizer:
             )
         return head, tail
 
-    def prompt_ids(self, prompt: Prompt) -> PromptIds:
-        """Tokens of a prompt, the part up to the end of the context and the rest tokenised separately.
+    def prompt_ids(self, prompt: Prompt, scope: Literal["prompt", "context"] = "prompt") -> PromptIds:
+        """Tokens of a prompt.
 
-        Both scopes of compression use these ids, so both count the same tokens. A tokenizer that puts a space before
-        every text (SentencePiece's dummy prefix) puts one before the second part too.
+        Parameters
+        ----------
+        scope : "prompt" tokenises the whole text at once, as LongBench and every server do (`context_len` is 0).
+            "context", where the two are read one after the other, tokenises what reaches to the end of the context and
+            the rest for themselves: no token lies across the border, so there can be a few more of them, and a tokenizer
+            that puts a space before every text (SentencePiece's dummy prefix) puts one before the second part too.
         """
+        if scope == "prompt":
+            return PromptIds(self.encode(self.prompt_text(prompt)), 0)
         head, tail = self.prompt_texts(prompt)
         context = self.encode(head)
         return PromptIds(context + self.encode(tail), len(context))
+
+    def prompt_text(self, prompt: Prompt) -> str:
+        """The text that the model is given: the rendered chat, or the message itself where it is not wrapped."""
+        if prompt.wrapped:
+            return self.render(prompt.messages)
+        return self._begin + prompt.messages[-1]["content"]
 
     def unknown_share(self, ids: Sequence[int]) -> float:
         """Share of tokens that stand for text outside the vocabulary, 0 to 1."""
@@ -267,128 +261,5 @@ class ModelTokenizer:
         return sum(token == self._unknown for token in ids) / len(ids)
 
     def count(self, prompt: Prompt) -> int:
-        """Tokens of the rendered prompt, counted as :meth:`prompt_ids` makes them."""
+        """Tokens of the rendered prompt, tokenised at once."""
         return len(self.prompt_ids(prompt).ids)
-
-
-def _contents(prompt: Prompt) -> str:
-    return "\n".join(message["content"] for message in prompt.messages)
-
-
-@dataclass(frozen=True)
-class TiktokenCounter:
-    """Tokens of the messages' contents, joined with newlines, in a tiktoken encoding; the names of special tokens
-    are ordinary text."""
-
-    name: str
-    encoding: Any
-
-    def count(self, prompt: Prompt) -> int:
-        """Tokens of the contents."""
-        return len(self.encoding.encode_ordinary(_contents(prompt)))
-
-
-#: Han, kana and hangul with their punctuation and full-width forms: about one token a character.
-_CJK = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]")
-
-
-@dataclass(frozen=True)
-class ApproximateCounter:
-    """Length without a tokenizer: ceil(1.15 x CJK characters + all other characters / 4.4).
-
-    Measured on records of 18 LongBench tasks: 0.7 to 1.3 times cl100k_base; against o200k_base the same for English
-    and code, but up to 1.6 times for Chinese, where tokenizers differ most among themselves. Enough to sort the
-    examples of one task into length bins, not for budgets as a share of the prompt.
-    """
-
-    name: str
-
-    def count(self, prompt: Prompt) -> int:
-        """Estimated tokens of the contents."""
-        text = _contents(prompt)
-        cjk = len(_CJK.findall(text))
-        return math.ceil(1.15 * cjk + (len(text) - cjk) / 4.4)
-
-
-@dataclass(frozen=True)
-class RecordLength:
-    """Length as the record itself gives it: words, in Chinese characters."""
-
-    name: str = RECORD_LENGTH
-
-    def of(self, record: Mapping[str, Any], where: str) -> int:
-        """The record's `length`.
-
-        Raises
-        ------
-        UserError
-            Naming the record by `where` when it has none, or one below 1.
-        """
-        length = record.get("length")
-        if not isinstance(length, int) or length < 1:
-            raise UserError(
-                f"{where}: length is {length!r}, and tokenizer.name: length needs a whole number from 1 up; add it, or name "
-                "a tokenizer"
-            )
-        return length
-
-
-def _load(name: str, model_path: str | None) -> TokenCounter:
-    if name == "model":
-        if model_path is None:
-            raise UserError(
-                "tokenizer.name: model needs model.path, the folder with the model's tokenizer.json; set it or name "
-                "a tiktoken encoding"
-            )
-        return ModelTokenizer(model_path)
-    import tiktoken
-
-    try:
-        return TiktokenCounter(name, tiktoken.get_encoding(name))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"tokenizer.name: the file of {name} could not be fetched ({type(error).__name__}); set TIKTOKEN_CACHE_DIR "
-            "to a folder that holds it, or tokenizer.fallback to approximate"
-        ) from None
-
-
-def _check_name(name: str) -> None:
-    if name in ("model", RECORD_LENGTH):
-        return
-    import tiktoken
-
-    known = tiktoken.list_encoding_names()
-    if name not in known:
-        raise UserError(
-            f"tokenizer.name: {name!r} is unknown; give model (the model's own), length (the records' own) or one of "
-            f"{', '.join(known)}"
-        )
-
-
-def load_counter(name: str, model_path: str | None, fallback: str) -> TokenCounter | RecordLength:
-    """The counter that defines prompt length, hence the bins.
-
-    Parameters
-    ----------
-    name : "model" (the tokenizer in `model_path`, on the rendered prompt), a tiktoken encoding, or "length" (the
-        records' own `length`).
-    fallback : what to do when it cannot be loaded: "error", or "approximate" (:class:`ApproximateCounter`, whose
-        name says so, with a warning in the log).
-
-    Raises
-    ------
-    UserError
-        For an unknown name or fallback, and with fallback "error" for a tokenizer that cannot be loaded.
-    """
-    if fallback not in FALLBACKS:
-        raise UserError(f"tokenizer.fallback: {fallback!r} is unknown; give {' or '.join(FALLBACKS)}")
-    _check_name(name)
-    if name == RECORD_LENGTH:
-        return RecordLength()
-    try:
-        return _load(name, model_path)
-    except UserError as error:
-        if fallback == "error":
-            raise
-        logger.warning("token counts are APPROXIMATE: %s", error)
-        return ApproximateCounter(f"approximate:{name}")

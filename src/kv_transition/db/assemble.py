@@ -28,6 +28,7 @@ _REQUEST = (
     *(
         "answer_key",
         "prompt_hash",
+        "status",
         "protocol",
         "wrapped",
         "dropped_tokens",

@@ -87,6 +87,7 @@ CREATE TABLE requests (
     replicate   INTEGER NOT NULL,
     answer_key  TEXT,              -- hash of everything that determines the answer
     prompt_hash TEXT,
+    status      TEXT NOT NULL DEFAULT 'ok' CHECK (status IN ('ok', 'infeasible', 'not_applicable', 'absent')),  -- was there anything to ask? absent: published without a row
     protocol       TEXT,    -- name and version of the prompts
     wrapped        BOOLEAN CHECK (wrapped IN (0, 1)),  -- through the model's chat template
     dropped_tokens INTEGER, -- taken out of the prompt's middle
@@ -140,7 +141,7 @@ CREATE TABLE failures (
 ) WITHOUT ROWID;
 CREATE INDEX failures_by_label ON failures (label);
 
--- Scores from 0 to 1; NULL where no answer came back. The flags are all findings, the label is the first of them.
+-- Scores from 0 to 1; NULL where no answer came back, or nothing was asked. The flags are all findings, the label is the first of them.
 CREATE TABLE scores (
     request_id        TEXT PRIMARY KEY REFERENCES requests (request_id),
     protocol          TEXT NOT NULL,  -- name and version of the prompts
@@ -174,6 +175,9 @@ CREATE TABLE bin_stats (
     n                INTEGER,
     n_clusters       INTEGER,
     n_missing        INTEGER,
+    n_infeasible     INTEGER,  -- of these: what is fixed in the prompt fills the budget
+    n_not_applicable INTEGER,  -- of these: the method has nothing to rank by
+    infeasible_frac  REAL,
     n_timeout        INTEGER,
     n_engine_error   INTEGER,
     n_empty_output   INTEGER,
@@ -189,6 +193,7 @@ CREATE TABLE bin_stats (
     token_len_min    REAL,
     token_len_median REAL,
     token_len_max    REAL,
+    bin_name         TEXT,  -- limits of the bin where they are not token_len
     mean             REAL,
     se               REAL,
     lo               REAL,
@@ -285,7 +290,7 @@ CREATE VIEW scored_answers AS
 SELECT requests.request_id, runs.run_id, datasets.dataset_id, datasets.task, runs.method, runs.budget,
        runs.budget_value, requests.replicate, requests.example_id, manifest_entries.bin_idx,
        manifest_entries.token_len, examples.cluster_id, scores.metric, scores.score, scores.em, scores.f1,
-       scores.failure, responses.text, responses.finish_reason, responses.completion_tokens, telemetry.kept_mean,
+       requests.status, scores.failure, responses.text, responses.finish_reason, responses.completion_tokens, telemetry.kept_mean,
        telemetry.bytes_kept, telemetry.active, telemetry.verified
 FROM scores
 JOIN requests USING (request_id)

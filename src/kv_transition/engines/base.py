@@ -12,7 +12,8 @@ from kv_transition.data.prompts import Prompt
 from kv_transition.errors import UserError
 
 #: Part of the journal key. Whoever changes what an engine answers raises it, so that no old answer is reused.
-ENGINE_PROTOCOL = 1
+#: 2: in scope prompt the prompt is tokenised at once.
+ENGINE_PROTOCOL = 2
 
 #: `measured` was read from the cache's own tensors; `reported` is a foreign server's word.
 Verified = Literal["measured", "reported", "no"]
@@ -174,7 +175,15 @@ def check_vocabulary(raw: Mapping[str, Any], limit: float, example_id: str) -> N
 
 
 class BaseEngine(ABC):
-    """Answers prompts from a KV cache of a given budget."""
+    """Answers prompts from a KV cache of a given budget.
+
+    Attributes
+    ----------
+    concurrency : single requests that may be in flight at the same time; 0 for an engine that is asked for whole examples,
+        one after the other (`sweep`).
+    """
+
+    concurrency: int = 0
 
     @abstractmethod
     def generate(self, prompt: Prompt, cell: Cell, decoding: Decoding, example_id: str) -> EngineResult:

@@ -25,7 +25,18 @@ def build_engine(answer: Mapping[str, Any]) -> BaseEngine:
     kind = answer["engine"]["kind"]
     if kind == "reference":
         return _reference(answer)
-    raise ConfigError(f"engine.kind: {kind!r} is unknown; known is reference")
+    if kind == "openai_compat":
+        return _openai_compat(answer)
+    raise ConfigError(f"engine.kind: {kind!r} is unknown; known are reference and openai_compat")
+
+
+def _openai_compat(answer: Mapping[str, Any]) -> BaseEngine:
+    from kv_transition.engines.openai_compat import OpenAICompatEngine, read_api_key
+
+    http, kv = answer["http"], answer["kv"]
+    section = {**http, "model": http["model"] or answer["model"]["name"]}
+    key = read_api_key(http["api_key_env"])
+    return OpenAICompatEngine(section, kv["scope"], kv["first_token"], kv["methods"], key)
 
 
 def _reference(answer: Mapping[str, Any]) -> BaseEngine:

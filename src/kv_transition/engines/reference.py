@@ -36,7 +36,7 @@ from kv_transition.engines.sweep import (
 )
 from kv_transition.engines.weights import read_config, read_weights
 from kv_transition.errors import ConfigError, UserError
-from kv_transition.methods import canonical_name, resolve_parameters
+from kv_transition.methods import TEXT_METHODS, canonical_name, resolve_parameters
 
 FULL = Cell("full")
 
@@ -135,7 +135,7 @@ class ReferenceEngine(BaseEngine):
     ) -> list[EngineResult]:
         own_cells = [self._checked(cell) for cell in cells]
         begin = time.perf_counter()
-        prompt_ids = self.tokenizer.prompt_ids(prompt)
+        prompt_ids = self.tokenizer.prompt_ids(prompt, self.scope)
         unknown = {"unknown_share": self.tokenizer.unknown_share(prompt_ids.ids)}
         check_vocabulary(unknown, self.unknown_token_limit, example_id)
         try:
@@ -195,6 +195,10 @@ class ReferenceEngine(BaseEngine):
     def _checked(self, cell: Cell) -> Cell:
         """The cell under its method's own name."""
         method = canonical_name(cell.method)
+        if method in TEXT_METHODS:
+            raise ConfigError(
+                f"kv.methods: {method} shortens the prompt, not the cache; ask with the shorter prompt and full"
+            )
         if (method == "full") != (cell.budget is None):
             need = "has no budget" if method == "full" else "needs a budget"
             raise ConfigError(f"kv.budgets: {cell.label!r} for method {method}, which {need}")

@@ -31,6 +31,9 @@ def e_bins(rows: Sequence[ScoredRow]) -> dict[str, float | None]:
                 "--longbench-e"
             )
         groups[next(name for name, upper in BINS if row.length < upper)].append(row.score)
-    return {
-        name: float(round(100 * np.mean(scores), 2)) if scores else None for name, scores in groups.items()
-    }
+    return {name: bin_score(scores) if scores else None for name, scores in groups.items()}
+
+
+def bin_score(scores: Sequence[float]) -> float:
+    """Score of one bin from those of its rows, in their order; mean and rounding are numpy's, as there."""
+    return float(round(100 * np.mean(scores), 2))

@@ -23,10 +23,11 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from kv_transition.data.longbench_tasks import TASK_FACTS, task_facts
+from kv_transition.data.words import chinese_words
 from kv_transition.errors import UserError
 from kv_transition.eval import rouge
 from kv_transition.eval.failure_taxonomy import first_line
-from kv_transition.eval.longbench_words import chinese_words, normalized_chinese_words, normalized_words
+from kv_transition.eval.longbench_words import normalized_chinese_words, normalized_words
 
 _Prepared = TypeVar("_Prepared")
 #: The words of a text, and each of them once.

@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import re
 import string
-import warnings
-from functools import cache
 from itertools import chain
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from jieba import Tokenizer
+from kv_transition.data.words import chinese_words
 
 #: Punctuation that the official code deletes from Chinese words besides the ASCII one: first and last code points.
 _CHINESE_PUNCTUATION = (
@@ -49,11 +45,6 @@ def normalized_chinese_words(text: str) -> list[str]:
     return [word for word in stripped if word]
 
 
-def chinese_words(text: str) -> list[str]:
-    """A text as jieba cuts it, with its white space and punctuation."""
-    return list(_tokenizer().cut(text))
-
-
 class _Normalized(dict[str, tuple[str, ...]]):
     """What is left of a word between white space, filled as words are met: mostly one word, or none.
 
@@ -69,19 +60,3 @@ class _Normalized(dict[str, tuple[str, ...]]):
 
 
 _normalized = _Normalized().__getitem__
-
-
-@cache
-def _tokenizer() -> Tokenizer:
-    """jieba with its own dictionary, whatever the process has done to jieba's shared one.
-
-    The dictionary is read from the package (1 s), not by way of jieba's cache: that is a file in the shared folder
-    for temporary files, which saves 0.3 s and which any other user of the machine may have put there.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes and deprecated imports in its source
-        import jieba
-    tokenizer = jieba.Tokenizer()
-    tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
-    tokenizer.initialized = True
-    return tokenizer

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from kv_transition.data.longbench_tasks import TASK_FACTS
+from kv_transition.data.longbench_tasks import TASK_FACTS, base_name
 from kv_transition.data.predictions import read_gold, read_predictions
 from kv_transition.errors import UserError
 from kv_transition.eval.completeness import Doubles, GoldCheck, check_against_gold, doubled_rows
@@ -125,11 +125,11 @@ def score_files(jobs: Sequence[Job]) -> Iterator[FileScore]:
 
 
 def prediction_files(folder: str | Path) -> list[Path]:
-    """The predictions files of a folder itself, by name."""
+    """The predictions files of a folder itself, by name; hidden ones, as macOS adds beside others, are left out."""
     return sorted(
         path
         for path in Path(folder).glob("*.jsonl")
-        if path.is_file() and not path.name.endswith(ROWS_SUFFIX)
+        if path.is_file() and not path.name.startswith(".") and not path.name.endswith(ROWS_SUFFIX)
     )
 
 
@@ -153,11 +153,16 @@ def prediction_folders(root: str | Path) -> dict[Path, list[Path]]:
 
 
 def gold_file(gold: Path, task: str, bins: bool) -> Path | None:
-    """The file of a task's official records: `gold` itself, or its `<task>.jsonl` (LongBench-E: `<task>_e.jsonl`)."""
+    """The file of a task's official records: `gold` itself, or in the folder `gold` the one of :func:`records_name`."""
     if not gold.is_dir():
         return gold
-    names = [f"{task}_e", task] if bins and not task.endswith("_e") else [task]
-    return next((path for name in names if (path := gold / f"{name}.jsonl").is_file()), None)
+    path = gold / records_name(task, bins)
+    return path if path.is_file() else None
+
+
+def records_name(task: str, bins: bool) -> str:
+    """`<task>.jsonl`, with LongBench-E's bins `<task>_e.jsonl`: the namesake in LongBench v1 holds other records."""
+    return f"{base_name(task)}_e.jsonl" if bins else f"{task}.jsonl"
 
 
 def averages(scores: Mapping[str, float]) -> list[Average]:

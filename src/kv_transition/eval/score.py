@@ -45,8 +45,7 @@ SCORE_SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("method", "budget")),
         ("budget_value", pa.float64()),
         ("replicate", pa.int32()),
-        ("protocol", pa.string()),
-        ("metric", pa.string()),
+        *((name, pa.string()) for name in ("status", "protocol", "metric")),
         *((name, pa.float64()) for name in ("score", "em", "f1")),
         *((name, pa.string()) for name in ("pred_norm", "gold_norm", "failure")),
         *((f"flag_{flag}", pa.bool_()) for flag in _FLAGS),
@@ -81,7 +80,7 @@ _COMPUTED = (
     "recursion_artefact",
 )
 _COPIED = tuple(name for name in SCORE_SCHEMA.names if name not in _COMPUTED)
-_ANSWER = ("example_id", "text", "given_score", "finish_reason", "failure", "completion_tokens")
+_ANSWER = ("example_id", "status", "text", "given_score", "finish_reason", "failure", "completion_tokens")
 
 #: The metric of a published result that came with its score and without a text.
 GIVEN = "published"
@@ -133,7 +132,7 @@ def score_task(
     Returns
     -------
     Table with SCORE_SCHEMA, sorted by SORT_BY. `score`, `em`, `f1` and the normalised texts are null where no
-    answer came back; `one_token` is true where the answer's text is known to be one token at most;
+    answer came back, and where nothing was asked (`status` not "ok"), which is no failure; `one_token` is true where the answer's text is known to be one token at most;
     `recursion_artefact` where LongBench's own code may give 0 because the text exceeds Python's recursion limit. A
     published score without a text has the metric "published" and neither em, f1 nor normalised texts.
 
@@ -159,6 +158,11 @@ def score_task(
     cache.save()
     _log.info("%s: %d answers scored, %d taken from the score cache", task, cache.computed, cache.cached)
     table = pa.concat_tables([SCORE_SCHEMA.empty_table(), *tables])
+    if (
+        GIVEN in table["metric"].unique().to_pylist()
+    ):  # its failed and absent rows have no score to tell them by
+        place = SCORE_SCHEMA.get_field_index("metric")
+        table = table.set_column(place, SCORE_SCHEMA.field(place), pa.array([GIVEN] * len(table)))
     return table.sort_by([(name, "ascending") for name in SORT_BY]).combine_chunks()
 
 
@@ -244,11 +248,13 @@ def _score_shard(
     """One row of SCORE_SCHEMA for each row of a shard."""
     shard = read_shard(path, [*_COPIED, *(name for name in _ANSWER if name not in _COPIED)])
     rows: list[Entry] = []
-    for example_id, text, given, finish_reason, failure, tokens in zip(
+    for example_id, status, text, given, finish_reason, failure, tokens in zip(
         *(shard[name].to_pylist() for name in _ANSWER), strict=True
     ):
         example = examples[example_id]
-        if failure is None and given is not None:
+        if status != "ok":
+            entry = _entry(Findings())
+        elif failure is None and given is not None:
             entry = _entry(Findings(), score=given)
         elif failure is None:
             answer = text or ""  # an engine may give null for an answer without any text
@@ -271,7 +277,7 @@ def _score_shard(
                 "token_len": example.token_len,
                 "length": example.length,
                 "metric": rules.metric if given is None else GIVEN,
-                "one_token": failure is None and _is_one_token(tokens, finish_reason),
+                "one_token": status == "ok" and failure is None and _is_one_token(tokens, finish_reason),
             }
         )
     columns = [

@@ -32,6 +32,7 @@ def build_report(
     transition: str | Path,
     figures: Sequence[Mapping[str, Any]],
     out: str | Path,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write the report of an experiment as Markdown; the same inputs give the same bytes.
 
@@ -43,6 +44,7 @@ def build_report(
     bin_stats, retention, transition : the analysis tables.
     figures : {name, title, svg, png, csv, caption} each; a name `<figure>__<task>` places it with its task, and the
         files are linked relative to the report.
+    notes : further sentences that change how the numbers have to be read.
 
     Raises
     ------
@@ -50,12 +52,16 @@ def build_report(
         When a figure lacks one of its keys or its file with numbers.
     """
     study = read_study(settings, manifests, scores, bin_stats, retention, transition)
-    page = _template().render(context(study, provenance, figures, out))
+    page = _template().render(context(study, provenance, figures, out, notes))
     write_text(out, re.sub(r"\n{3,}", "\n\n", page).rstrip() + "\n")
 
 
 def context(
-    study: Study, provenance: Mapping[str, Any], figures: Sequence[Mapping[str, Any]], out: str | Path
+    study: Study,
+    provenance: Mapping[str, Any],
+    figures: Sequence[Mapping[str, Any]],
+    out: str | Path,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything the template places, as finished Markdown."""
     settings = study.settings
@@ -70,7 +76,7 @@ def context(
         "max_failures": percent(study.max_failures),
         "tested": findings.tested(study),
         "answer": findings.answer(study),
-        "read_first": findings.read_first(study),
+        "read_first": [*findings.read_first(study), *(name_text(note) for note in notes)],
         "tasks": [
             _task(study, task, [drawn for name, drawn in shown if name == task]) for task in study.tasks
         ],
@@ -83,6 +89,7 @@ def context(
         "not_shown": findings.not_shown(study),
         "sensitivity": tables.sensitivity_table(study),
         "kept": tables.kept_table(study),
+        "text_methods": bool(study.text_methods),
         "cards": [_card(study, method) for method in study.methods],
         "provenance": provenance_table(provenance, settings),
         "command": command(str(settings["experiment"]["id"]), provenance.get("configfile")),

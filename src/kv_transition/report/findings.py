@@ -42,7 +42,11 @@ def answer(study: Study) -> str:
             paragraphs.append(" ".join([*sentences, *length_findings(study, task, tau)]))
     else:
         every = [_named(curve) for task in study.tasks for curve in pooled[task]]
-        paragraphs = [answer_over_tasks(every, tau), overview_table(study, tau)] if every else []
+        protocols = join(sorted({study.protocol(task) for task in study.tasks}))
+        heading = (
+            f"**Budget that keeps at least {percent(tau)}, all lengths together** (protocol {protocols})"
+        )
+        paragraphs = [answer_over_tasks(every, tau), heading, overview_table(study, tau)] if every else []
     curves = sum(len(study.curves(task, tau)) for task in study.tasks)
     return "\n\n".join([*paragraphs, looked_at(curves, study.conf)])
 
@@ -99,6 +103,7 @@ def read_first(study: Study) -> list[str]:
             f"Only {percent(measured)} of the answers with a budget have a budget that was measured in the cache; "
             "the others may have been given with another one."
         )
+    notes += text_methods_words(study)
     for task in study.tasks:
         share = study.one_token_share(task)
         if study.settings["kv"]["first_token"] == "full" and share > 0.5:
@@ -121,6 +126,12 @@ def read_first(study: Study) -> list[str]:
         warnings = [name_text(text) for text in study.manifests.get(task, {}).get("warnings", [])]
         if warnings:
             notes.append(f"{name_text(task)}: {'; '.join(warnings)}")
+    units = sorted({one.unit for task in study.tasks for one in study.bins(task)} - {"tokens"})
+    if units:
+        notes.append(
+            f"Prompt lengths are in {join(units)}, not in tokens, so it is not known which prompts were longer than a budget, "
+            "and no cell is marked for having compressed little."
+        )
     missing = [name_text(task) for task in study.tasks if study.reference(task, "no_context") is None]
     if missing:
         notes.append(
@@ -134,6 +145,48 @@ def read_first(study: Study) -> list[str]:
     tokenizers = sorted({str(manifest.get("tokenizer")) for manifest in study.manifests.values()})
     if any("approx" in name for name in tokenizers):
         notes.append(f"Prompt lengths are approximate: they were counted by {name_text(join(tokenizers))}.")
+    return notes
+
+
+def text_methods_words(study: Study) -> list[str]:
+    """What is to be known where methods that shorten the text stand beside methods that shorten the cache."""
+    methods = [name_text(method) for method in study.text_methods]
+    if not methods:
+        return []
+    many = len(methods) > 1
+    notes = [
+        f"{join(methods)} shorten{'' if many else 's'} the text before the model reads it, so {'their' if many else 'its'} "
+        "budget is all tokens of the prompt. A method that compresses the cache read the whole text in its prefill, and "
+        f"{'these' if many else 'this one'} did not: equal memory, not equal knowledge of the text."
+    ]
+    if study.settings["kv"]["first_token"] == "full" and set(study.methods) - set(study.text_methods):
+        notes[0] += (
+            " Here the first answer token of a compressed cache still comes from the full one, which favours the methods that "
+            "compress it; first_token compressed compares them fairly."
+        )
+    for task in study.tasks:
+        if absent := study.not_applicable(task):
+            needs = "needs" if len(absent) == 1 else "need"
+            names = join([name_text(method) for method in absent])
+            notes.append(f"{names} {needs} a question: not applicable on {name_text(task)}.")
+        notes += _infeasible(study, task)
+    return notes
+
+
+def _infeasible(study: Study, task: str) -> list[str]:
+    """Which budgets leave no room for any context, in how many prompts: a sentence for each budget and number."""
+    stats = study.pooled(study.stats(task))
+    rows = stats[stats["n_infeasible"] > 0].sort_values("budget_value", kind="stable")
+    notes = []
+    for (_, budget, _), cells in rows.groupby(["budget_value", "budget", "n_infeasible"], sort=True):
+        names = [name_text(method) for method in study.methods if (cells["method"] == method).any()]
+        k = int(cells["n_infeasible"].iloc[0])
+        n = round(k / float(cells["infeasible_frac"].iloc[0]))
+        left_out = (cells["status"] == "infeasible").any()
+        notes.append(
+            f"On {name_text(task)}, {join(names)} at {budget}: the fixed part of {k} of {n} prompts (template, instruction "
+            f"and question) is as long or longer; {'the cell is not shown' if left_out else 'these are left out'}."
+        )
     return notes
 
 
@@ -190,6 +243,8 @@ def _range(values: pd.Series) -> str:
 
 def protocol_words(protocol: str) -> str:
     """What a protocol label means for comparisons."""
+    if "modified" in protocol:
+        return f"{protocol}: LongBench's own prompts, and answers that end otherwise than its own"
     if protocol.startswith("official"):
         return f"{protocol}: LongBench's own prompts and answer lengths"
     if protocol == "published":

@@ -25,6 +25,9 @@ BUDGETS = {
     "prompt": "prompt positions kept per layer and KV head; generated tokens come on top",
     "context": "context positions kept per layer and KV head; the question and generated tokens come on top",
 }
+TEXT_SCOPE = "the text: only the context is shortened, before the model reads it"
+TEXT_FIRST_TOKEN = "from the cache of the shorter prompt, like every other, so it feels the budget"
+TEXT_BUDGET = "all tokens of the prompt that is sent, template, instruction and question included"
 UNKNOWN = "not known for this method"
 PUBLISHED = "not known: published results do not say"
 
@@ -48,6 +51,13 @@ def method_card(method: str, settings: Mapping[str, Any], cells: pd.DataFrame) -
 
     parameters = configured_parameters(settings["kv"]).get(method, {})
     resolved = ", ".join(f"{key} = {value}" for key, value in sorted(parameters.items())) or "none"
+    scope, first_token = (
+        SCOPES.get(kv["scope"], kv["scope"]),
+        FIRST_TOKENS.get(kv["first_token"], kv["first_token"]),
+    )
+    counts = BUDGETS.get(kv["scope"], UNKNOWN)
+    if known is not None and known.shortens_text:
+        scope, first_token, counts = TEXT_SCOPE, TEXT_FIRST_TOKEN, TEXT_BUDGET
     rows = [
         ("paper", fact("paper")),
         ("what differs from it", fact("differs")),
@@ -55,11 +65,11 @@ def method_card(method: str, settings: Mapping[str, Any], cells: pd.DataFrame) -
         ("hyper-parameters", resolved if known else UNKNOWN),
         ("pooling of scores", fact("pooling")),
         ("who chooses positions", fact("granularity")),
-        ("scope", SCOPES.get(kv["scope"], kv["scope"])),
-        ("first token", FIRST_TOKENS.get(kv["first_token"], kv["first_token"])),
+        ("scope", scope),
+        ("first token", first_token),
         ("positions", fact("positions")),
         ("evicts while decoding", _yes(None if known is None else known.evicts_while_decoding)),
-        ("what the budget counts", BUDGETS.get(kv["scope"], UNKNOWN)),
+        ("what the budget counts", counts),
         ("memory freed", fact("memory_freed")),
         ("extra cost of the prefill", fact("prefill_cost")),
         ("deterministic", _deterministic(method, known, parameters)),

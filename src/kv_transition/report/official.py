@@ -10,7 +10,7 @@ from kv_transition.analysis.figures.canvas import METRIC_WORDS, budget_tick
 from kv_transition.budgets import UNCOMPRESSED, budget_label
 from kv_transition.data.longbench_tasks import task_facts
 from kv_transition.eval.failure_taxonomy import INFRASTRUCTURE
-from kv_transition.eval.longbench_e import BINS
+from kv_transition.eval.longbench_e import BINS, bin_score
 from kv_transition.eval.task_scores import task_score
 from kv_transition.report.markdown import name_text, table
 
@@ -26,8 +26,9 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class OfficialScores:
-    """What the report shows of a task: what the numbers are comparable with, and the table."""
+    """What the report shows of a task: a heading, what the numbers are comparable with, and the table."""
 
+    title: str
     note: str
     table: str
 
@@ -36,7 +37,7 @@ def official_scores(study: Study, task: str) -> OfficialScores | None:
     """LongBench's number for every cell of one of its tasks; None for a task of another origin.
 
     A cell with a TIMEOUT, an ENGINE_ERROR or a missing answer has no number, but "incomplete (k of n)": k answers for n
-    requests.
+    requests. A method that is not applicable has no row.
     """
     facts = task_facts(task)
     rows = study.scores[study.scores["task"] == task]
@@ -45,11 +46,11 @@ def official_scores(study: Study, task: str) -> OfficialScores | None:
         return None
     labels = [budget_label(budget) for budget in study.budgets]
     out = []
-    for method in [name for name in UNCOMPRESSED if (rows["method"] == name).any()] + study.methods:
+    for method in [name for name in UNCOMPRESSED if (rows["method"] == name).any()] + study.methods_on(task):
         own = rows[rows["method"] == method]
         for part, members in _parts(study.manifests[task]):
             chosen = own[own["example_id"].isin(members)]
-            cells = {label: _number(found, len(members)) for label, found in chosen.groupby("budget")}
+            cells = {label: _number(found, members, part) for label, found in chosen.groupby("budget")}
             shown = [cells.get(label, "–") for label in ([*labels] if method not in UNCOMPRESSED else [])]
             full = cells.get("full", "–") if method in UNCOMPRESSED else "–"
             out.append([name_text(method), part, full, *(shown or ["–"] * len(labels))])
@@ -57,43 +58,65 @@ def official_scores(study: Study, task: str) -> OfficialScores | None:
     if {row[1] for row in out} == {ALL}:
         header.pop(1)
         out = [[row[0], *row[2:]] for row in out]
-    return OfficialScores(_note(study, task, metrics), table(header, out))
+    title = "Published score x 100" if metrics == {"published"} else "LongBench score"
+    return OfficialScores(title, _note(study, task, metrics), table(header, out))
 
 
-def _parts(manifest: Any) -> Iterator[tuple[str, set[str]]]:
-    """All examples of a manifest, and those of each of LongBench-E's bins where the manifest has these bins."""
+def _parts(manifest: Any) -> Iterator[tuple[str, dict[str, int]]]:
+    """All examples of a manifest, and those of each of LongBench-E's bins where the manifest has these bins.
+
+    Yields
+    ------
+    The part's name, and example_id -> place among the records, in whose order the official code adds scores.
+    """
     entries = manifest["entries"]
-    yield ALL, {entry["example_id"] for entry in entries}
+    positions = {
+        example["example_id"]: example["meta"].get("position", index)
+        for index, example in enumerate(manifest["examples"])
+    }
+    yield ALL, positions
     if manifest.get("bin_by") == "length" and manifest["bin_edges"][:-1] == E_EDGES:
         for index, (name, _) in enumerate(BINS):
-            yield name, {entry["example_id"] for entry in entries if entry["bin_idx"] == index}
+            inside = {entry["example_id"] for entry in entries if entry["bin_idx"] == index}
+            yield name, {key: place for key, place in positions.items() if key in inside}
 
 
-def _number(rows: pd.DataFrame, examples: int) -> str:
-    """The score of one cell; of several replicates all answers count alike."""
-    asked = examples * max(int(rows["replicate"].nunique()), 1)
-    answered = int((~rows["failure"].isin(INFRASTRUCTURE)).sum())
+def _number(rows: pd.DataFrame, positions: dict[str, int], part: str) -> str:
+    """The score of one cell, with the official arithmetic; of several replicates all answers count alike."""
+    asked = len(positions) * max(int(rows["replicate"].nunique()), 1)
+    answered = int((~rows["failure"].isin(INFRASTRUCTURE) & (rows["status"] == "ok")).sum())
     if answered < asked:
         return f"incomplete ({answered} of {asked})"
-    return f"{task_score(rows['score'].tolist()):.2f}" if asked else "–"
+    if not asked:
+        return "–"
+    places = rows["example_id"].map(positions)
+    scores = rows["score"].iloc[places.argsort(kind="stable")].tolist()
+    return f"{task_score(scores) if part == ALL else bin_score(scores):.2f}"
 
 
 def _note(study: Study, task: str, metrics: set[str]) -> str:
     manifest = study.manifests[task]
     protocol = str(manifest["protocol"])
     metric = " and ".join(METRIC_WORDS.get(name, name) for name in sorted(metrics))
-    if protocol.startswith("official"):
-        comparable = "comparable with published LongBench numbers of the same model and prompt limit"
+    if "modified" in protocol:
+        comparable = (
+            "not comparable with published LongBench numbers, whose answers had other lengths or ends"
+        )
+    elif protocol.startswith("official"):
+        comparable = (
+            "comparable with published LongBench numbers of the same model, prompt limit and chat template (here the "
+            "tokenizer's own)"
+        )
     elif metrics == {"published"} or protocol == "published":
         comparable = "as comparable as their source made them"
     else:
         comparable = "not comparable with published LongBench numbers, which other prompts gave"
     selected = len(manifest["entries"])
-    available = sum(one["available"] for one in manifest["bins"])
+    records = manifest.get("n_records") or selected
     sample = (
-        ""
-        if selected == available
-        else f" A sample of {selected} of {available} records: their mean, not the task's."
+        f" A sample of {selected} of {records} records: their mean, not the task's."
+        if selected < records
+        else ""
     )
     deep = study.scores[(study.scores["task"] == task) & study.scores["recursion_artefact"].astype(bool)]
     artefact = (
@@ -102,4 +125,4 @@ def _note(study: Study, task: str, metrics: set[str]) -> str:
         if len(deep)
         else ""
     )
-    return f"{metric} x 100, protocol {protocol}: {comparable}.{sample}{artefact}"
+    return f"{metric} x 100 over {selected} records, protocol {protocol}: {comparable}.{sample}{artefact}"

@@ -17,7 +17,7 @@ from kv_transition.files import canonical_json, sha256_text
 
 PACKAGES = (
     "numpy", "scipy", "pandas", "pyarrow", "statsmodels", "matplotlib", "jinja2", "pydantic", "tokenizers",
-    "safetensors", "snakemake", "torch", "transformers", "kvpress",
+    "safetensors", "bm25s", "snakemake", "torch", "transformers", "kvpress",
 )  # fmt: skip
 _SECRET = re.compile(
     r"(^|_)(api_key|secret|password|passwd|authorization|access_token|credentials?)$", re.IGNORECASE
@@ -59,7 +59,7 @@ def answered_by(responses: Sequence[str | Path]) -> dict[str, list[str]]:
     found: dict[str, set[str]] = {"answered_by": set(), "answered_on": set()}
     for path in responses:
         columns = pq.read_table(path, columns=["engine", "host"]).to_pydict()
-        for text in set(columns["engine"]):
+        for text in set(columns["engine"]) - {None}:
             found["answered_by"].add(
                 ", ".join(f"{key} {value}" for key, value in sorted(json.loads(text).items()))
             )

@@ -13,6 +13,7 @@ from kv_transition.analysis.figures.cells import POOLED, LengthBin, length_bins,
 from kv_transition.analysis.figures.palette import in_order
 from kv_transition.budgets import UNCOMPRESSED, Budget
 from kv_transition.files import read_parquet
+from kv_transition.methods import TEXT_METHODS
 from kv_transition.report.lossless import LosslessCell, lossless_budget
 from kv_transition.report.wording import Curve
 
@@ -78,6 +79,22 @@ class Study:
         """All budgets with results."""
         return sorted_budgets(list(self.bin_stats["budget"].unique()))
 
+    @property
+    def text_methods(self) -> list[str]:
+        """Methods with results that shortened the text instead of a cache."""
+        published = self.settings["engine"]["kind"] == "published"
+        return [] if published else [name for name in self.methods if name in TEXT_METHODS]
+
+    def methods_on(self, task: str) -> list[str]:
+        """Methods with a budget that are applicable to a task."""
+        return [name for name in self.methods if name not in self.not_applicable(task)]
+
+    def not_applicable(self, task: str) -> list[str]:
+        """Methods that need something which the records of a task do not have."""
+        stats = self.pooled(self.stats(task))
+        found = set(stats.loc[stats["status"] == "not_applicable", "method"])
+        return [name for name in self.methods if name in found]
+
     def metric(self, task: str) -> str:
         """The name of a task's score in words."""
         names = self.scores.loc[self.scores["task"] == task, "metric"].dropna().unique()
@@ -111,10 +128,11 @@ class Study:
         return _of(self.retention, task, policy or self.policy)
 
     def curves(self, task: str, tau: float, policy: str | None = None) -> list[Curve]:
-        """The transition rows of a task at one tau, by method and bin."""
+        """The transition rows of a task at one tau, by method and bin; none of a method that is not applicable."""
         rows = _of(self.transition, task, policy or self.policy)
         rows = rows[(rows["tau"] - tau).abs() < 1e-9]
         order = {method: rank for rank, method in enumerate(self.methods)}
+        rows = rows[rows["status"] != "not_applicable"]
         curves = [_curve(row) for _, row in rows.iterrows()]
         return sorted(curves, key=lambda curve: (order.get(curve.method, len(order)), curve.bin_idx))
 
@@ -174,7 +192,7 @@ def _curve(row: pd.Series) -> Curve:
         point_inactive="point_inactive" in flags,
         upper_inactive="upper_inactive" in flags,
         unreliable="unreliable" in flags,
-        incomplete="missing_budget" in flags,
+        incomplete=bool({"missing_budget", "infeasible"} & set(flags)),
     )
 
 

@@ -73,7 +73,7 @@ def _grid(
 ) -> str:
     value, low, high = columns
     cells = {}
-    for _, row in rows.iterrows():
+    for _, row in rows[rows["status"] != "not_applicable"].iterrows():
         text = with_interval(row[value], row[low], row[high])
         inactive = finite(row["active_frac"]) and float(row["active_frac"]) < study.min_active_share
         marks = ("°" if inactive else "") + ("†" if (row["method"], row["budget"]) in unreliable else "")
@@ -115,7 +115,9 @@ def floor_retention_table(study: Study, task: str) -> str:
 
 def lossless_table(study: Study, task: str) -> str:
     """From which budget on each method is shown to lose less than delta."""
-    rows = [[name_text(method), _lossless_text(study.lossless(task, method))] for method in study.methods]
+    rows = [
+        [name_text(method), _lossless_text(study.lossless(task, method))] for method in study.methods_on(task)
+    ]
     return table(["method", f"shown to lose less than {study.delta:g} from"], rows)
 
 
@@ -131,6 +133,8 @@ def failure_table(study: Study) -> str:
         stats = study.pooled(study.stats(task, "zero"))
         for _, row in stats.sort_values(["method", "budget_value"], na_position="first").iterrows():
             counts = [int(row[name]) if finite(row[name]) else 0 for name in names]
+            if "n_missing" in names:  # nothing was asked of these, so nothing failed
+                counts[names.index("n_missing")] -= int(row["n_infeasible"] + row["n_not_applicable"])
             if any(counts):
                 shown = [str(count) if count else "" for count in counts]
                 rows.append(
@@ -248,7 +252,7 @@ def sensitivity_table(study: Study) -> str:
                             exclude[method].cell(),
                         ]
                     )
-        for method in study.methods:
+        for method in study.methods_on(task):
             first, second = study.lossless(task, method, "zero"), study.lossless(task, method, "exclude")
             if _claim(first) != _claim(second):
                 what = f"loses less than {study.delta:g} from"

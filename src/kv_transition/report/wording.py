@@ -20,6 +20,8 @@ STATUS_WORDS = {
     "undefined_full_zero": "the full cache scores 0",
     "floor_not_measured": "the score without context was not measured",
     "no_scores": "no scores",
+    "infeasible": "template, instruction and question alone fill every tested budget in more than 5% of the prompts",
+    "not_applicable": "the method needs a question, and the records have none",
 }
 
 
@@ -83,7 +85,8 @@ class Curve:
     ----------
     point, lower, upper : labels; they mean nothing where `status` is not "ok".
     point_inactive, upper_inactive : the point, the upper limit is a budget that most prompts did not exceed.
-    unreliable : too many requests of a cell failed. incomplete : a budget of the method has no pair here.
+    unreliable : too many requests of a cell failed. incomplete : a budget of the method has no pair here, or is filled by
+        the fixed part of too many prompts.
     """
 
     task: str

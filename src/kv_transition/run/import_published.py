@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 from kv_transition.budgets import budget_from_label
 from kv_transition.data.manifest import Manifest
 from kv_transition.data.normalize import CountedExample
-from kv_transition.data.published.matching import match_rows
+from kv_transition.data.published.matching import check_reference, match_rows
 from kv_transition.data.published.records import as_record
-from kv_transition.data.published.rows import Cell, Row, Run
+from kv_transition.data.published.rows import Cell, Row, Run, cell_words
 from kv_transition.data.published.sources import read_runs
 from kv_transition.files import canonical_json
 from kv_transition.run.requests import request_id, run_id
@@ -26,6 +26,10 @@ UNKNOWN = "unknown"
 #: Column `protocol` of published answers: their prompts are their authors'.
 PROTOCOL = "published"
 NO_ROW = "no row in the published results"
+#: Column `status` of a record without a row: nothing is known of it, which is no failure and no score of 0.
+ABSENT = "absent"
+#: The run that records are made from where the results bring their own.
+FULL: Cell = ("full", "full")
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,11 @@ def import_shard(
     for cell, path in outputs.items():
         run = runs[cell]
         matched = match_rows(task, cell, run, records, allow_incomplete=incomplete, own=own)
-        if matched.notes:
-            log.warning("%s, %s %s: passed over: %s", run.file, task, " ".join(cell), matched.notes)
+        notes = matched.notes
+        if own and cell == FULL:  # the records lack what full lacks, so only its own numbers tell
+            notes = check_reference(task, run, incomplete)[1]
+        if notes:
+            log.warning("%s, %s %s: passed over: %s", run.file, task, " ".join(cell), notes)
         rows = [
             _response(manifest, cell, example.example_id, matched.rows.get(example.example_id), run, source)
             for example in manifest.examples[index::count]
@@ -80,9 +87,34 @@ def import_shard(
         metadata = {
             "task": task,
             "source": canonical_json(_provenance(run, source)),
-            "passed_over": matched.notes,
+            "method": cell[0],
+            "budget": cell[1],
+            "passed_over": notes,
         }
         write_responses(path, rows, metadata)
+
+
+def import_warnings(paths: Iterable[str | Path]) -> list[str]:
+    """What a reader of the results has to know about their import: a sentence for each task and cell, in their order.
+
+    Parameters
+    ----------
+    paths : response files of any tasks, cells and shards. All shards of a cell say the same, and one that was answered here
+        says nothing.
+    """
+    import pyarrow.parquet as pq
+
+    found: dict[tuple[str, Cell], str] = {}
+    for path in paths:
+        stored = pq.read_schema(path).metadata or {}
+        said = {key.decode(): value.decode("utf-8") for key, value in stored.items()}
+        if said.get("passed_over"):
+            found[said["task"], (said["method"], said["budget"])] = said["passed_over"]
+    return [
+        f"{task}, {cell_words(cell)}: the published rows are not those of the records, each once and in order: {notes}; of "
+        "doubled rows the first counts, missing ones and those of no record count nowhere"
+        for (task, cell), notes in found.items()
+    ]
 
 
 def _provenance(run: Run, source: Source) -> dict[str, str]:
@@ -112,6 +144,7 @@ def _response(
         "budget": label,
         "budget_value": None if budget is None else float(budget),
         "replicate": 0,
+        "status": ABSENT if row is None else "ok",
         "protocol": PROTOCOL,
         "verified": "no",
         "scope": UNKNOWN,
@@ -119,7 +152,7 @@ def _response(
         "engine": canonical_json(_provenance(run, source)),
     }
     if row is None:
-        known |= {"failure": "ENGINE_ERROR", "error": NO_ROW}
+        known |= {"error": NO_ROW}
     else:
         known |= {"text": row.pred, "given_score": row.score, "failure": row.failure}
         known |= {"answer_key": row.content_hash}

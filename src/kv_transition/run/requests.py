@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from kv_transition.budgets import budget_from_label
+from kv_transition.budgets import budget_from_label, parse_budget
 from kv_transition.data.normalize import Example
 from kv_transition.data.prompts import Prompt, prompt_hash
 from kv_transition.data.protocol import TaskProtocol
 from kv_transition.data.tokenizer import ModelTokenizer
-from kv_transition.engines.base import ENGINE_PROTOCOL, Cell
-from kv_transition.errors import UserError
+from kv_transition.engines.base import ENGINE_PROTOCOL, Cell, EngineResult
+from kv_transition.engines.text_level import TEXT_METHODS, Shortened, Status, TextShortener
+from kv_transition.errors import ConfigError, UserError
 from kv_transition.files import canonical_json, sha256_text
 
 #: Methods whose hyper-parameter `seeds` only says how many replicates there are; the replicate itself is in the key.
@@ -25,38 +28,52 @@ class Request:
 
     Attributes
     ----------
-    method : the run's method; `no_context` is the full cache over a prompt with an empty context.
-    key : journal key, a hash of everything that determines the answer.
+    method : the run's method; `no_context` is the full cache over a prompt with an empty context, a text method the full
+        cache over its own prompt.
     protocol : name and version of the prompts.
-    wrapped, dropped_tokens, excess_tokens : as of the prompt that is asked.
+    prompt : what is asked; None where a text method leaves nothing to ask, see `status`.
+    prompt_hash, key : hash of the prompt; journal key, a hash of everything that determines the answer. None without a
+        prompt.
+    text : of a text method, what it made.
+    full_tokens : of a text method, tokens of the prompt with the whole context.
     """
 
     example_id: str
     method: str
     budget: str
     replicate: int
-    prompt_hash: str
-    key: str
     protocol: str
-    wrapped: bool
-    dropped_tokens: int
-    excess_tokens: int
+    prompt: Prompt | None
+    prompt_hash: str | None = None
+    key: str | None = None
+    text: Shortened | None = None
+    full_tokens: int | None = None
 
     @property
     def cell(self) -> Cell:
         """The engine's cell."""
-        method = "full" if self.method == "no_context" else self.method
-        return Cell(method, budget_from_label(self.budget), self.replicate)
+        if self.method == "no_context" or self.text is not None:
+            return Cell("full")
+        return Cell(self.method, budget_from_label(self.budget), self.replicate)
+
+    @property
+    def status(self) -> Status:
+        """ "ok", or why there is nothing to ask."""
+        return "ok" if self.text is None else self.text.status
 
 
 @dataclass(frozen=True)
 class ExampleRequests:
-    """All requests about one example; those with an empty context have a prompt of their own."""
+    """All requests about one example; `prompt` is the one with the whole context."""
 
     example_id: str
     prompt: Prompt
-    prompt_without_context: Prompt
     requests: tuple[Request, ...]
+
+    @property
+    def asked(self) -> list[Request]:
+        """The requests that need an answer."""
+        return [request for request in self.requests if request.status == "ok"]
 
 
 def run_id(experiment: str, task: str, method: str, budget: str) -> str:
@@ -112,41 +129,102 @@ def requests_of_example(
     ----------
     cells : (method, budget label) of every run.
     answer : as :func:`answer_key` takes it.
-    tokenizer : the model's, where the protocol has a limit.
+    tokenizer : the model's, where the protocol has a limit or a method shortens the text.
 
     Raises
     ------
     UserError
-        When scope `context` is asked of a prompt that lost the end of its context.
+        When scope `context` is asked of a prompt that lost the end of its context, or a text method without a tokenizer.
     """
     example_id, extra = example.example_id, example.meta.get("extra")
-    prompt = protocol.prompt(example.question, example.context, tokenizer, extra)
-    bare = protocol.prompt(example.question, "", tokenizer, extra)
+
+    def make_prompt(context: str) -> Prompt:
+        return protocol.prompt(example.question, context, tokenizer, extra)
+
+    prompt, bare = make_prompt(example.context), make_prompt("")
     if prompt.context_lost and answer["kv"]["scope"] == "context":
         raise UserError(
             f"task {protocol.task}, example {example_id}: the prompt is shortened, and what follows its context does not fit "
             "into the half that is kept, so kv.scope context has no end of the context; raise protocol.max_length_tokens or "
             "set kv.scope: prompt"
         )
-    asked = [{"messages": prompt_hash(p), "context_end": p.context_end} for p in (prompt, bare)]
-    seeds = int(answer["kv"]["methods"]["random"]["seeds"])
-    requests = []
+    methods = answer["kv"]["methods"]
+    drafts = []
     for method, budget in cells:
-        own = asked[method == "no_context"]
-        given = bare if method == "no_context" else prompt
-        for replicate in range(seeds if method == "random" else 1):
-            draft = Request(
-                example_id,
-                method,
-                budget,
-                replicate,
-                prompt_hash=str(own["messages"]),
-                key="",
-                protocol=protocol.label,
-                wrapped=given.wrapped,
-                dropped_tokens=given.dropped_tokens,
-                excess_tokens=given.excess_tokens,
+        if method not in TEXT_METHODS:
+            given = bare if method == "no_context" else prompt
+            replicates = range(int(methods["random"]["seeds"]) if method == "random" else 1)
+            drafts += [Request(example_id, method, budget, n, protocol.label, given) for n in replicates]
+    texts = [(method, budget) for method, budget in cells if method in TEXT_METHODS]
+    if texts:
+        shortener = _shortener(example, make_prompt, tokenizer, answer["kv"])
+        for method, budget in texts:
+            made = shortener.shorten(method, parse_budget(budget))
+            drafts.append(
+                Request(
+                    *(example_id, method, budget, 0, protocol.label, made.prompt),
+                    text=made,
+                    full_tokens=shortener.full_tokens,
+                )
             )
-            key = answer_key(own, draft.cell, example_id, answer, model_sha256)
-            requests.append(replace(draft, key=key))
-    return ExampleRequests(example_id, prompt, bare, tuple(requests))
+    identities = {id(one): _identity(one) for one in (request.prompt for request in drafts) if one}
+    return ExampleRequests(
+        example_id, prompt, tuple(_with_key(one, identities, answer, model_sha256) for one in drafts)
+    )
+
+
+def _shortener(
+    example: Example,
+    make_prompt: Callable[[str], Prompt],
+    tokenizer: ModelTokenizer | None,
+    kv: Mapping[str, Any],
+) -> TextShortener:
+    if tokenizer is None:
+        raise ConfigError(
+            f"kv.methods: {', '.join(TEXT_METHODS)} count tokens of the model, so model.path must name its folder"
+        )
+    passage_tokens = int(kv["methods"]["bm25"]["passage_tokens"])
+    return TextShortener(
+        example.question, example.context, make_prompt, tokenizer, passage_tokens, kv["scope"]
+    )
+
+
+def _identity(prompt: Prompt) -> dict[str, Any]:
+    """What makes a prompt another one: its messages, and where in them the context ends."""
+    return {"messages": prompt_hash(prompt), "context_end": prompt.context_end}
+
+
+def _with_key(
+    request: Request,
+    identities: Mapping[int, Mapping[str, Any]],
+    answer: Mapping[str, Any],
+    model_sha256: str,
+) -> Request:
+    if request.prompt is None:
+        return request
+    own = identities[id(request.prompt)]
+    key = answer_key(own, request.cell, request.example_id, answer, model_sha256)
+    return replace(request, prompt_hash=str(own["messages"]), key=key)
+
+
+def journal_row(request: Request, result: EngineResult, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What the journal keeps of an answer.
+
+    Parameters
+    ----------
+    provenance : the engine's.
+    """
+    cell = request.cell
+    return {
+        "key": request.key,
+        "example_id": request.example_id,
+        "method": cell.method,
+        "budget": cell.label,
+        "replicate": cell.replicate,
+        "prompt_hash": request.prompt_hash,
+        "result": asdict(result),
+        "attempts": int(result.raw.get("attempts", 1)),
+        "engine": dict(provenance),
+        "host": socket.gethostname(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kv_transition.budgets import budget_from_label
+from kv_transition.engines.text_level import Shortened
 from kv_transition.files import canonical_json, write_parquet
 from kv_transition.run.requests import Request, request_id, run_id
 
@@ -22,6 +23,7 @@ COLUMNS = {
     "replicate": "int32",
     "answer_key": "string",
     "prompt_hash": "string",
+    "status": "string",
     "protocol": "string",
     "wrapped": "bool",
     "dropped_tokens": "int32",
@@ -58,15 +60,27 @@ COLUMNS = {
     "created": "string",
 }
 
+TIMINGS = ("latency_s", "ttfb_s", "prefill_s", "compress_s", "decode_s")
+
 
 def response_row(
-    experiment: str, task: str, request: Request, row: Mapping[str, Any], kv_settings: Mapping[str, Any]
+    experiment: str,
+    task: str,
+    request: Request,
+    row: Mapping[str, Any] | None,
+    kv_settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """One row of a response file, from a request and its journal row."""
+    """One row of a response file, from a request and its journal row (None where nothing was asked)."""
     run = run_id(experiment, task, request.method, request.budget)
-    budget = budget_from_label(request.budget)
-    result = row["result"]
-    flat = {**result, **(result["kv"] or {}), **result["timings"]}
+    budget, prompt = budget_from_label(request.budget), request.prompt
+    flat: dict[str, Any] = {"press_len": request.full_tokens}
+    if row is not None:
+        result = row["result"]
+        flat = {**(result["kv"] or {}), **result["timings"], **result}
+        flat |= {name: row[name] for name in ("attempts", "host", "created")}
+        flat["engine"] = canonical_json(row["engine"])
+        if request.text is not None:
+            flat |= _of_text(request.text, int(request.full_tokens or 0), flat)
     own = {
         "request_id": request_id(run, request.example_id, request.replicate),
         "run_id": run,
@@ -78,19 +92,39 @@ def response_row(
         "replicate": request.replicate,
         "answer_key": request.key,
         "prompt_hash": request.prompt_hash,
+        "status": request.status,
         "protocol": request.protocol,
-        "wrapped": request.wrapped,
-        "dropped_tokens": request.dropped_tokens,
-        "excess_tokens": request.excess_tokens,
+        "wrapped": prompt and prompt.wrapped,
+        "dropped_tokens": prompt and prompt.dropped_tokens,
+        "excess_tokens": prompt and prompt.excess_tokens,
         "scope": kv_settings["scope"],
         "first_token": kv_settings["first_token"],
-        "attempts": row["attempts"],
-        "engine": canonical_json(row["engine"]),
-        "host": row["host"],
-        "created": row["created"],
         "verified": flat.get("verified", "no"),
     }
     return {name: own[name] if name in own else flat.get(name) for name in COLUMNS}
+
+
+def _of_text(text: Shortened, full_tokens: int, engine: Mapping[str, Any]) -> dict[str, Any]:
+    """What a text method's row says otherwise than the engine, for which its prompt was one with the whole cache.
+
+    The cache holds the prompt that was sent and no more, and the engine's own count of it is the proof. The answer to the
+    whole text is the full one, and its time is spent there.
+    """
+    kept = text.kept_tokens
+    found: dict[str, Any] = {"press_len": full_tokens, "active": kept < full_tokens}
+    if kept == full_tokens:
+        found |= {"copied_from": "full", **dict.fromkeys(TIMINGS), "timing_scope": "sweep"}
+    if engine["failure"] is not None:
+        return found
+    # In scope context the engine counts the positions of the context alone, and their bytes.
+    counted, counted_bytes = engine.get("kept_mean"), engine.get("bytes_kept")
+    return found | {
+        **dict.fromkeys(("kept_mean", "kept_min", "kept_max"), float(kept)),
+        "kept_per_layer": [float(kept)] * len(engine.get("kept_per_layer") or ()) or None,
+        "question_tokens": 0,
+        "bytes_kept": round(counted_bytes / counted * kept) if counted and counted_bytes else None,
+        "verified": "measured" if engine["prompt_tokens"] == kept else "no",
+    }
 
 
 def write_responses(path: str | Path, rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, str]) -> None:

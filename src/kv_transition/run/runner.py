@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kv_transition.budgets import UNCOMPRESSED
+from kv_transition.data.longbench_tasks import task_facts
 from kv_transition.data.manifest import Manifest
 from kv_transition.data.normalize import Example
+from kv_transition.data.prompts import Prompt
 from kv_transition.data.protocol import TaskProtocol
 from kv_transition.data.tokenizer import ModelTokenizer
-from kv_transition.engines.base import BaseEngine, Cell, Decoding, EngineResult, check_vocabulary
+from kv_transition.engines.base import BaseEngine, Decoding, check_vocabulary
 from kv_transition.engines.endpoints import build_engine
+from kv_transition.engines.text_level import TEXT_METHODS
 from kv_transition.errors import UserError
 from kv_transition.files import canonical_json
 from kv_transition.run.journal import Journal
-from kv_transition.run.requests import ExampleRequests, Request, requests_of_example
+from kv_transition.run.requests import ExampleRequests, Request, journal_row, requests_of_example
 from kv_transition.run.responses import response_row, write_responses
+from kv_transition.run.served import Served
 
 log = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = 10.0
+FULL = ("full", "full")
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,25 @@ class Shard:
     def requests(self, cells: Sequence[tuple[str, str]]) -> list[ExampleRequests]:
         """Every request of the shard, example by example."""
         answer, tokenizer = self.settled, None
-        if self.protocol.needs_tokenizer:
+        by_tokens = self.protocol.needs_tokenizer or any(method in TEXT_METHODS for method, _ in cells)
+        if by_tokens and answer["model"]["path"]:
             tokenizer = ModelTokenizer(answer["model"]["path"])
         return [
             requests_of_example(self.protocol, example, cells, answer, self.model_sha256, tokenizer)
             for example in self.examples()
         ]
+
+    def served(self, engine: BaseEngine, journal: Journal) -> Served:
+        """How the shard is asked of a server; the full cache's answers are those that the journal has."""
+        facts = task_facts(self.manifest.task)
+        full = {str(request.key): request for example in self.requests([FULL]) for request in example.asked}
+        return Served(
+            engine,
+            Decoding.of(self.settled["decoding"]),
+            ends_expected=self.protocol.name == "own" and not (facts and facts.first_line),
+            scope=self.answer["kv"]["scope"],
+            full={full[key].example_id: row for key, row in journal.read(full.keys()).items()},
+        )
 
     def journal(self, root: str | Path) -> Journal:
         """The journal of the shard's model and engine."""
@@ -101,19 +117,20 @@ def infer_shard(
             f"protocol.kind asks with {shard.protocol.label}; start from the records, or set protocol.kind to the manifest's"
         )
     work = shard.requests(list(outputs))
-    keys = {request.key for example in work for request in example.requests}
+    keys = {str(request.key) for example in work for request in example.asked}
     with shard.journal(run["journal_dir"]) as journal:
         known = {key: row for key, row in journal.read(keys).items() if not row["result"]["failure"]}
-        asked = sum(len(example.requests) for example in work)
-        lacking = [
-            example for example in work if any(request.key not in known for request in example.requests)
-        ]
+        asked = sum(len(example.asked) for example in work)
+        lacking = [example for example in work if any(request.key not in known for request in example.asked)]
         missing = len(keys - known.keys())
         log.info("%s: %d requests, %d answers to compute", shard.manifest.task, asked, missing)
         if lacking:
-            for rows in _compute(lacking, known, make_engine(shard.settled), shard.settled):
-                journal.append(rows)
-                known.update((row["key"], row) for row in rows)
+            engine = make_engine(shard.settled)
+            if engine.concurrency:
+                answers = shard.served(engine, journal).rows(lacking, known, journal)
+            else:
+                answers = _compute(lacking, known, engine, shard.settled, journal)
+            known |= {row["key"]: row for row in answers}
     limit = float(shard.answer["engine"]["unknown_token_limit"])
     for row in known.values():
         check_vocabulary(row["result"]["raw"], limit, row["example_id"])
@@ -127,28 +144,24 @@ def _compute(
     known: Mapping[str, Any],
     engine: BaseEngine,
     answer: Mapping[str, Any],
-) -> Iterable[list[dict[str, Any]]]:
-    """Yield the journal rows of one example after another."""
+    journal: Journal,
+) -> Iterator[Mapping[str, Any]]:
+    """Yield journal rows that are on the disk, one example after another."""
     decoding = Decoding.of(answer["decoding"])
     provenance = engine.provenance()
     started = reported = time.monotonic()
     failures = 0
     for done, example in enumerate(lacking, 1):
         rows: list[dict[str, Any]] = []
-        todo = [request for request in example.requests if request.key not in known]
-        for bare in (False, True):
-            group = [request for request in todo if (request.method == "no_context") is bare]
-            if group:
-                prompt = example.prompt_without_context if bare else example.prompt
-                results = engine.sweep(
-                    prompt, [request.cell for request in group], decoding, example.example_id
-                )
-                rows += [
-                    _journal_row(request, result, provenance)
-                    for request, result in zip(group, results, strict=True)
-                ]
+        for prompt, group in _by_prompt(example, known):
+            results = engine.sweep(prompt, [request.cell for request in group], decoding, example.example_id)
+            rows += [
+                journal_row(request, result, provenance)
+                for request, result in zip(group, results, strict=True)
+            ]
         failures += sum(row["result"]["failure"] is not None for row in rows)
-        yield rows
+        journal.append(rows)
+        yield from rows
         now = time.monotonic()
         if now - reported > PROGRESS_EVERY_S or done == len(lacking):
             reported = now
@@ -158,21 +171,16 @@ def _compute(
             )
 
 
-def _journal_row(request: Request, result: EngineResult, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    cell: Cell = request.cell
-    return {
-        "key": request.key,
-        "example_id": request.example_id,
-        "method": cell.method,
-        "budget": cell.label,
-        "replicate": cell.replicate,
-        "prompt_hash": request.prompt_hash,
-        "result": dataclasses.asdict(result),
-        "attempts": 1,
-        "engine": dict(provenance),
-        "host": socket.gethostname(),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+def _by_prompt(example: ExampleRequests, known: Container[str]) -> list[tuple[Prompt, list[Request]]]:
+    """What the journal lacks of an example, one group for each prompt, and each answer once."""
+    groups: dict[tuple[str | None, int | None], tuple[Prompt, list[Request]]] = {}
+    taken = set()
+    for request in example.asked:
+        if request.prompt is not None and request.key not in known and request.key not in taken:
+            taken.add(request.key)
+            same = request.prompt_hash, request.prompt.context_end
+            groups.setdefault(same, (request.prompt, []))[1].append(request)
+    return list(groups.values())
 
 
 def _write(
@@ -189,9 +197,8 @@ def _write(
     rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for example in work:
         for request in example.requests:
-            row = response_row(
-                manifest.experiment, manifest.task, request, known[request.key], shard.answer["kv"]
-            )
+            answered = known[request.key] if request.key is not None else None
+            row = response_row(manifest.experiment, manifest.task, request, answered, shard.answer["kv"])
             rows[request.method, request.budget].append(row)
     for cell, path in outputs.items():
         write_responses(path, rows[cell], metadata)
@@ -202,10 +209,10 @@ def _check_failures(
 ) -> None:
     failed: dict[tuple[str, str], list[str]] = defaultdict(list)
     counts: dict[tuple[str, str], int] = defaultdict(int)
-    for request in (request for example in work for request in example.requests):
+    for request in (request for example in work for request in example.asked):
         cell = request.method, request.budget
         counts[cell] += 1
-        result = known[request.key]["result"]
+        result = known[str(request.key)]["result"]
         if result["failure"]:
             failed[cell].append(f"{result['failure']}: {result['error']}")
     for cell, errors in failed.items():

@@ -82,7 +82,7 @@ def answer(engine: ReferenceEngine, ask: Ask, job: Job) -> None:
 
 def _checked_length(engine: ReferenceEngine, ask: Ask) -> int:
     """Longest answer to a prompt that the model can read; refusals name the field to change."""
-    prompt_ids = engine.tokenizer.prompt_ids(ask.prompt)
+    prompt_ids = engine.tokenizer.prompt_ids(ask.prompt, ask.scope)
     length, longest = len(prompt_ids.ids), engine.config.max_position_embeddings
     field = "messages" if ask.chat else "prompt"
     if length == 0:

@@ -202,9 +202,9 @@ def _cell(kv: KVRequest) -> tuple[Cell, dict[str, int]]:
     try:
         method = canonical_name(kv.method)
     except ConfigError:
-        raise bad_request(
-            "kv.method", f"{quoted(kv.method)} is unknown; known are {', '.join(METHODS)}"
-        ) from None
+        method = ""
+    if method not in METHODS:
+        raise bad_request("kv.method", f"{quoted(kv.method)} is unknown; known are {', '.join(METHODS)}")
     if method == "full" and kv.budget is not None:
         raise bad_request("kv.budget", "the full cache has no budget; name a method in kv.method too")
     if method != "full" and kv.budget is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kv_transition.analysis.figures.canvas import FigureContext, finite
 from kv_transition.budgets import UNCOMPRESSED
 from kv_transition.errors import UserError
+from kv_transition.methods import TEXT_METHODS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,12 +41,15 @@ class LengthBin:
     n: int
     n_clusters: int
     unit: str = "tokens"
+    name: str = ""
 
     @property
     def lengths(self) -> str:
-        """The prompt lengths in words."""
+        """The prompt lengths in words; the bin's own limits where these are not prompt lengths."""
         if self.n == 0:
             return "no examples"
+        if self.name:
+            return self.name
         low, high = f"{self.token_len_min:.0f}", f"{self.token_len_max:.0f}"
         prefix = "all lengths, " if self.bin_idx == POOLED else ""
         return f"{prefix}{low} {self.unit}" if low == high else f"{prefix}{low}–{high} {self.unit}"
@@ -103,6 +107,7 @@ def length_bins(bin_stats: pd.DataFrame) -> list[LengthBin]:
                 n=int(row["n"]),
                 n_clusters=int(row["n_clusters"]),
                 unit=length_unit(group),
+                name=str(row["bin_name"]) if "bin_name" in row else "",
             )
         )
     return bins
@@ -119,8 +124,11 @@ def is_hollow(row: pd.Series, context: FigureContext) -> bool:
 
 
 def one_token_share(scores: pd.DataFrame, task: str) -> float:
-    """The share of a task's answers with a budget whose scored text is one token; 0 where there are none."""
-    rows = scores[(scores["task"] == task) & ~scores["method"].isin(UNCOMPRESSED)]
+    """The share of a task's answers from a compressed cache whose scored text is one token; 0 where there are none.
+
+    A text method's first token comes from a prompt that is shorter itself, so it feels the budget.
+    """
+    rows = scores[(scores["task"] == task) & ~scores["method"].isin([*UNCOMPRESSED, *TEXT_METHODS])]
     return float(rows["one_token"].astype(float).mean()) if len(rows) else 0.0
 
 
@@ -131,6 +139,25 @@ def how_compressed(context: FigureContext) -> str:
     scope = SCOPE_WORDS.get(context.scope, f"scope is {context.scope}")
     first = FIRST_TOKEN_WORDS.get(context.first_token, f"first_token is {context.first_token}")
     return f"In this run {scope}, and {first}."
+
+
+def drawn_methods(table: pd.DataFrame) -> list[str]:
+    """The methods of one task's rows in an analysis table, without those that are not applicable to it."""
+    rows = table[table["status"] != "not_applicable"]
+    return sorted(set(rows["method"]))
+
+
+def nothing_asked_words(table: pd.DataFrame) -> list[str]:
+    """Why cells of one task's rows are not drawn, one sentence for each reason; empty where all are."""
+    words = []
+    left_out = sorted(set(table["method"]) - set(drawn_methods(table)))
+    if left_out:
+        words.append(f"Not applicable, because the records have no question: {', '.join(left_out)}.")
+    if (table["status"] == "infeasible").any():
+        words.append(
+            "Not drawn: budgets that template, instruction and question alone fill in more than 5% of the prompts."
+        )
+    return words
 
 
 def caption_tail(task: str, bins: list[LengthBin], context: FigureContext) -> str:
@@ -147,8 +174,8 @@ def caption_tail(task: str, bins: list[LengthBin], context: FigureContext) -> st
     units = {length_bin.unit for length_bin in bins} - {"tokens"}
     if units:
         parts.append(
-            f"Prompt lengths are in {' and '.join(sorted(units))}, not in tokens, so budgets cannot be read as parts of them; "
-            "which prompts were longer than a budget of tokens is judged as if a word were a token, which calls too many short."
+            f"Prompt lengths are in {' and '.join(sorted(units))}, not in tokens: budgets cannot be read as parts of them, and "
+            "which prompts were longer than a budget is not known."
         )
     if context.cannot_show_budget(task):
         share = context.one_token_share[task]

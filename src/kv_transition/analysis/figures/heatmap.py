@@ -22,8 +22,10 @@ from kv_transition.analysis.figures.canvas import (
 from kv_transition.analysis.figures.cells import (
     LengthBin,
     caption_tail,
+    drawn_methods,
     length_bins,
     mostly_inactive,
+    nothing_asked_words,
     rows_of,
 )
 from kv_transition.analysis.figures.palette import INK, in_order, retention_colours, score_colours
@@ -64,7 +66,7 @@ def plot_heatmap(
     stats = rows_of(bin_stats, task, context, "bin_stats")
     bins = length_bins(stats)
     budgets = sorted_budgets(list(stats["budget"]))
-    methods = in_order(set(stats["method"]) - set(UNCOMPRESSED))
+    methods = in_order(set(drawn_methods(stats)) - set(UNCOMPRESSED))
     ratios = None if retention is None else rows_of(retention, task, context, "retention")
     numbers = _numbers(stats, ratios, bins, budgets, methods)
     numbers["mostly_inactive"] = [mostly_inactive(active, context) for active in numbers["active_frac"]]
@@ -102,8 +104,8 @@ def plot_heatmap(
             set_ticks(axes.yaxis, range(len(bins)), texts if index % columns == 0 else [""] * len(bins))
             if index + columns >= len(methods):
                 axes.set_xlabel(title)
-        save_figure(figure, numbers[CSV_COLUMNS], out_stem, context.dpi)
-    return _caption(task, bins, context, scores=ratios is None)
+        save_figure(figure, numbers[CSV_COLUMNS].assign(protocol=context.protocol), out_stem, context.dpi)
+    return _caption(task, bins, context, nothing_asked_words(stats), scores=ratios is None)
 
 
 def _numbers(
@@ -193,7 +195,9 @@ def _draw_cell(axes: Axes, cell: pd.Series, x: float, y: float, colours: Colorma
     )  # fmt: skip
 
 
-def _caption(task: str, bins: list[LengthBin], context: FigureContext, *, scores: bool) -> str:
+def _caption(
+    task: str, bins: list[LengthBin], context: FigureContext, not_drawn: list[str], *, scores: bool
+) -> str:
     what = (
         f"Mean {context.metric(task)}; darker is higher."
         if scores
@@ -205,6 +209,7 @@ def _caption(task: str, bins: list[LengthBin], context: FigureContext, *, scores
             "Numbers are point estimates without an interval; the tables give the intervals.",
             f"Hatched: not estimable, or more than {context.max_failures:.0%} of the requests failed. In brackets: fewer "
             f"than {context.min_active_share:.0%} of the prompts were longer than the budget, so the cell says little about it. A dash: no such cell.",
+            *not_drawn,
             caption_tail(task, bins, context),
         ]
     )

@@ -23,7 +23,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 
 #: Methods that keep their colour from one experiment to the next, in the order of the colours.
-SETTLED = ("snapkv", "streaming_llm", "observed_attention", "tova", "knorm", "random")
+SETTLED = (
+    *("snapkv", "streaming_llm", "observed_attention", "tova", "knorm", "random"),
+    *("recent", "middle", "bm25"),
+)
 
 
 @dataclass(frozen=True)

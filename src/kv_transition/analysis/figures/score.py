@@ -24,9 +24,18 @@ from kv_transition.analysis.figures.canvas import (
     spread,
     text_width,
 )
-from kv_transition.analysis.figures.cells import LengthBin, caption_tail, is_hollow, length_bins, rows_of
+from kv_transition.analysis.figures.cells import (
+    LengthBin,
+    caption_tail,
+    drawn_methods,
+    is_hollow,
+    length_bins,
+    nothing_asked_words,
+    rows_of,
+)
 from kv_transition.analysis.figures.palette import BAND, INK, MUTED, RULE, Style, in_order, method_styles
 from kv_transition.budgets import UNCOMPRESSED, Budget, budget_from_label
+from kv_transition.methods import TEXT_METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,9 +93,10 @@ def plot_score_vs_budget(
     bins = length_bins(rows)
     rows = rows[rows["bin_idx"].isin([length_bin.bin_idx for length_bin in bins])].copy()
     rows["hollow"] = [
-        is_hollow(row, context) or context.cannot_show_budget(task) for _, row in rows.iterrows()
+        is_hollow(row, context) or (context.cannot_show_budget(task) and row["method"] not in TEXT_METHODS)
+        for _, row in rows.iterrows()
     ]
-    styles = method_styles(rows["method"])
+    styles = method_styles(drawn_methods(rows))
     axis = _Axis(sorted_budgets(list(rows["budget"])))
     top = _score_top(rows)
     with house_style():
@@ -104,7 +114,7 @@ def plot_score_vs_budget(
             _draw_references(axes, cells, axis)
             ends = _draw_methods(axes, cells, styles, axis)
             _label_ends(axes, ends, styles, axis, top, height)
-        save_figure(figure, _numbers(rows), out_stem, context.dpi)
+        save_figure(figure, _numbers(rows).assign(protocol=context.protocol), out_stem, context.dpi)
     return _caption(task, bins, rows, context, bands=len(styles) <= MAX_BANDS)
 
 
@@ -247,4 +257,4 @@ def _caption(
         f"{context.min_active_share:.0%} of the prompts were longer than it, or more than {context.max_failures:.0%} of "
         "the requests failed."
     )
-    return " ".join([*parts, caption_tail(task, bins, context)])
+    return " ".join([*parts, *nothing_asked_words(rows), caption_tail(task, bins, context)])

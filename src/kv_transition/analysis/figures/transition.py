@@ -19,7 +19,15 @@ from kv_transition.analysis.figures.canvas import (
     save_figure,
     set_ticks,
 )
-from kv_transition.analysis.figures.cells import POOLED, LengthBin, caption_tail, length_unit, rows_of
+from kv_transition.analysis.figures.cells import (
+    POOLED,
+    LengthBin,
+    caption_tail,
+    drawn_methods,
+    length_unit,
+    nothing_asked_words,
+    rows_of,
+)
 from kv_transition.analysis.figures.labels import Estimate, read_estimate
 from kv_transition.analysis.figures.palette import BAND, MUTED, RULE, Style, method_styles
 from kv_transition.budgets import Budget
@@ -90,14 +98,16 @@ def plot_transition_vs_length(
         raise UserError(f"transition: no rows for {task!r} at tau {context.tau:g}; the table has: {known}")
     rows = wanted[wanted["bin_idx"] != POOLED] if (wanted["bin_idx"] != POOLED).any() else wanted
     scale = _Scale(sorted({float(budget) for budgets in rows["budgets"] for budget in budgets}) or [1.0])
-    styles = method_styles(rows["method"])
+    styles = method_styles(drawn_methods(rows))
     lengths = sorted(float(value) for value in rows["token_len_median"] if finite(value) and value > 0) or [
         1.0
     ]
     with house_style():
         room = 0.85 if scale.shares else 0.75
-        figure, panels = panel_grid(len(styles), PANEL_WIDTH, PANEL_HEIGHT, COLUMNS, left=0.75, right=room)
-        for index, (axes, (method, style)) in enumerate(zip(panels, styles.items(), strict=True)):
+        figure, panels = panel_grid(
+            max(len(styles), 1), PANEL_WIDTH, PANEL_HEIGHT, COLUMNS, left=0.75, right=room
+        )
+        for index, (axes, (method, style)) in enumerate(zip(panels, styles.items(), strict=False)):
             _frame(axes, scale, lengths, method)
             _guides(axes, scale, diagonal=length_unit(rows) == "tokens")
             for _, row in rows[rows["method"] == method].iterrows():
@@ -107,7 +117,7 @@ def plot_transition_vs_length(
             if index + COLUMNS >= len(styles):
                 axes.set_xlabel(f"prompt length (median {length_unit(rows)} of the bin)")
         numbers = rows.sort_values(["method", "bin_idx"], kind="stable")[CSV_COLUMNS]
-        save_figure(figure, numbers, out_stem, context.dpi)
+        save_figure(figure, numbers.assign(protocol=context.protocol), out_stem, context.dpi)
     return _caption(task, rows, scale, context)
 
 
@@ -242,6 +252,7 @@ def _caption(task: str, rows: pd.DataFrame, scale: _Scale, context: FigureContex
             "that most prompts of the bin did not exceed, so that little was compressed.",
             f"{lines}.",
             "Words in place of a bar say why there is no transition budget.",
+            *nothing_asked_words(rows),
             caption_tail(task, sizes, context),
         ]
     )

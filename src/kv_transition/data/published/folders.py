@@ -23,7 +23,7 @@ def longbench_files(
             raise UserError(f"{where}: {cell[0]} {cell[1]} is named twice; keep one of them")
         file = root / run["path"] / f"{task}.jsonl"
         if not file.is_file():
-            there = sorted(path.stem for path in file.parent.glob("*.jsonl"))
+            there = sorted(path.stem for path in file.parent.glob("*.jsonl") if not _is_hidden(path))
             what = f"it has {', '.join(there)}" if there else "there is no .jsonl file in it"
             raise UserError(f"{where}: {file.parent} has no {file.name} (case counts); {what}")
         found[cell] = [file]
@@ -39,7 +39,7 @@ def kvcache_factory_files(root: Path, task: str, methods: Mapping[str, str]) -> 
     """
     found: dict[Cell, list[Path]] = defaultdict(list)
     for file in sorted(root.glob(f"*_*/{task}/*.json")):
-        if file.name == "metrics.json":  # written beside the answers by the evaluation
+        if _is_hidden(file) or file.name == "metrics.json":  # written beside the answers by the evaluation
             continue
         method = method_name(file.stem, methods)
         budget = file.parent.parent.name.rpartition("_")[2]
@@ -54,3 +54,8 @@ def kvcache_factory_files(root: Path, task: str, methods: Mapping[str, str]) -> 
             f"{', '.join(there) or 'none'}"
         )
     return dict(found)
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file is hidden, as those are that macOS adds beside others ("._<name>")."""
+    return path.name.startswith(".")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from kv_transition.data.doubled_rows import pair_rows, repeated_blocks
 from kv_transition.data.excerpts import first_few, shown
-from kv_transition.data.published.rows import Cell, Row, Run
+from kv_transition.data.published.rows import Cell, Row, Run, cell_words
 from kv_transition.errors import UserError
 
 #: From so many equal neighbours on, rows that look like earlier rows are a block that was written twice.
@@ -75,7 +75,7 @@ def match_rows(
     UserError
         Naming the file, the first rows of each kind by their lines, and the remedy.
     """
-    name = f"{task}, {cell[0]}" + ("" if cell[1] == "full" else f" at {cell[1]}")
+    name = f"{task}, {cell_words(cell)}"
     records = sorted(records, key=lambda record: record.index)
     key_of_row, key_of_record, stated = _keys(name, run, records)
     rows, findings = _assign(run.rows, records, key_of_row, key_of_record, stated)

@@ -64,8 +64,8 @@ def comparable(record: Mapping[str, Any], example_id: str, position: int, own: b
 def _record(task: str, run: Run, row: Row, place: int) -> dict[str, Any]:
     if row.length is None:
         raise UserError(
-            f"{run.file}, line {row.line}: no length, which length bins need; add the column length, or give the records with "
-            "dataset.path"
+            f"{run.file}, line {row.line}: no length, which length bins need; add the column length (words, in Chinese "
+            "characters; token_len counts tokens and does not stand for it), or give the records with dataset.path"
         )
     return {
         "_id": record_id(task, row, place),

@@ -57,6 +57,12 @@ class Run:
     rows: list[Row]
 
 
+def cell_words(cell: Cell) -> str:
+    """A cell as messages name it: "full", "snapkv at 256"."""
+    method, budget = cell
+    return method if budget == "full" else f"{method} at {budget}"
+
+
 def method_name(name: str, methods: Mapping[str, str]) -> str:
     """The name of a source's method here: what `published.methods` says, else its own in lower case and safe characters."""
     for given, own in methods.items():

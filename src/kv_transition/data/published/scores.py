@@ -26,8 +26,8 @@ def read_runs(path: Path, task: str, methods: Mapping[str, str]) -> dict[Cell, R
     """The runs of a task.
 
     The table has the columns method, budget (empty for full), task, score (0 to 1), and idx (number of the official record,
-    from 0) or example_id. It may have length (words, as the records state it) or token_len, and failure (TIMEOUT or
-    ENGINE_ERROR, then the score may be empty). Other columns are ignored.
+    from 0) or example_id. It may have length (as the records state it: words, in Chinese characters) and failure (TIMEOUT or
+    ENGINE_ERROR, then the score may be empty). Other columns are ignored, token_len too: tokens are no words.
 
     Raises
     ------
@@ -143,7 +143,7 @@ def _row(values: Mapping[str, Any], line: int, where: str) -> Row:
     own_id = values.get("example_id")
     if own_id is None:
         _present(values, "idx", where)
-    length = values.get("length") if values.get("length") is not None else values.get("token_len")
+    length = values.get("length")
     return Row(
         line=line,
         index=None if values.get("idx") is None else _whole(values["idx"], "idx", where),

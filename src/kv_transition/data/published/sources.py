@@ -12,8 +12,12 @@ from kv_transition.data.excerpts import first_few
 from kv_transition.data.published import folders, kvpress, scores
 from kv_transition.data.published.rows import Cell, Row, Run, json_rows
 from kv_transition.errors import UserError
+from kv_transition.methods import KNOWN_METHODS
 
 logger = logging.getLogger(__name__)
+
+#: The method here that descends from H2O; as an engine's name h2o is an alias of it, as a source's name it is itself.
+OBSERVED = "observed_attention"
 
 
 def source_files(published: Mapping[str, Any], task: str, cells: Collection[Cell]) -> list[Path]:
@@ -108,6 +112,8 @@ def _check_cells(
         advice = "set kv.no_context: false where the source has no run without context"
     elif ("full", "full") in missing:
         advice = "say with published.methods which of its methods is full"
+    elif other := _taken_for_another([method for method, _ in missing], budgets):
+        advice = other
     else:
         advice = (
             "adapt kv.methods, kv.budgets or kv.budgets_by_method, or name its methods with published.methods"
@@ -115,3 +121,14 @@ def _check_cells(
     raise UserError(
         f"{published['path']}: {task} has no results of {names}; it has {held or 'none'}; {advice}"
     )
+
+
+def _taken_for_another(missing: Collection[str], there: Collection[str]) -> str | None:
+    """What to do where one of H2O and observed attention is asked for and the source has the other one only."""
+    for asked, held in (("h2o", OBSERVED), (OBSERVED, "h2o")):
+        if asked in missing and asked not in there and held in there:
+            return (
+                f"h2o and {OBSERVED} are two methods in published results ({OBSERVED} is {KNOWN_METHODS[OBSERVED].differs}): set "
+                f"kv.methods: [{held}], or published.methods: {{{held}: {asked}}} if that is what ran"
+            )
+    return None
