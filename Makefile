@@ -44,9 +44,10 @@ docs: dag report ## Draw what the docs show again: the rule graph and the README
 	@mkdir -p docs/figures
 	cp results/demo/figures/score_vs_budget__phrasebook_qa.png docs/figures/
 
-bench: setup-bench ## Measure: the whole grid against one full-cache run, the metrics against the reference packages
+bench: setup-bench ## Measure: the grid against one full-cache run, the metrics against the reference packages, the HTTP client
 	$(BIN)/python benchmarks/sweep_cost.py
 	$(BIN)/python benchmarks/metrics_cost.py
+	$(BIN)/python benchmarks/client_cost.py
 
 setup: $(VENV)/.base ## Make .venv with what the workflow and its tests need (no torch)
 setup-dev: $(VENV)/.dev

@@ -167,7 +167,8 @@ def prompts(items: int, size: int) -> Iterator[tuple[str, Prompt]]:
 
 def run(base_url: str, streamed: bool, concurrency: int, items: int, size: int) -> Cost:
     """Answer `items` prompts, and say what it cost."""
-    engine = OpenAICompatEngine({**ENGINE, "base_url": base_url, "stream": streamed})
+    section = {**ENGINE, "base_url": base_url, "stream": streamed, "concurrency": concurrency}
+    engine = OpenAICompatEngine(section)
     cell, decoding = Cell("snapkv", BUDGET), Decoding(64)
 
     def ask(task: tuple[str, Prompt]) -> EngineResult:

@@ -350,9 +350,9 @@ def test_a_body_without_a_length_is_cut_off_at_the_limit(server):
     assert b" 413 " in answer.splitlines()[0]
 
 
-def test_curl_gets_an_answer_a_stream_and_413(server, tmp_path):
+def test_curl_gets_an_answer_a_stream_and_413(server, tmp_path, missing):
     if shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
+        missing("curl is not installed")
     url = f"{server.base}/chat/completions"
 
     def curl(*options):

@@ -104,7 +104,7 @@ def test_all_tasks_to_the_report_with_the_published_means(clean: Project, shared
     assert sections.keys() == set(tasks)
     means = published_means(scores)
     for task, section in sections.items():
-        shown = section.split("**LongBench score**", 1)[1]
+        shown = section.split("**Published score x 100**", 1)[1]
         assert f"| full | {100 * means[task, 'full', 'full']:.2f} |" in shown
         values = " | ".join(f"{100 * means[task, 'streaming_llm', str(budget)]:.2f}" for budget in BUDGETS)
         assert f"| streaming_llm | – | {values} |" in shown
@@ -221,7 +221,9 @@ def test_a_faulty_table_is_refused_in_one_line_that_names_the_row(
     (clean.folder / "small.yaml").write_text(yaml.safe_dump(config))
     clean.run(target=SCORES)
     table = pd.read_parquet(clean.folder / SCORES)
-    assert table["failure"].value_counts().to_dict() == {"ENGINE_ERROR": 1}
+    assert table["status"].value_counts().to_dict() == {"ok": len(rows), "absent": 1}
+    assert table["failure"].isna().all()
+    assert table.loc[table["status"] == "absent", "score"].isna().all()
 
 
 def test_what_the_source_lacks_is_refused_by_validate(clean: Project, scores: Rows) -> None:

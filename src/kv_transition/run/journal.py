@@ -39,6 +39,8 @@ class Journal:
         self.folder = Path(folder)
         self._file: int | None = None
         self._path: Path | None = None
+        #: Bytes of this writer's file that are whole rows; nobody else writes to it.
+        self._size = 0
 
     def read(self, keys: Collection[str]) -> dict[str, dict[str, Any]]:
         """Rows of these keys; where a key was answered more than once, the first good answer counts.
@@ -98,15 +100,15 @@ class Journal:
         text = b"".join(self._line(row) for row in rows)
         try:
             descriptor = self._open()
-            size = os.fstat(descriptor).st_size
             try:
                 view = memoryview(text)
                 while view:
                     view = view[os.write(descriptor, view) :]
                 os.fsync(descriptor)
             except OSError:
-                os.ftruncate(descriptor, size)
+                os.ftruncate(descriptor, self._size)
                 raise
+            self._size += len(text)
         except OSError as error:
             raise UserError(
                 f"{self._path or self.folder}: cannot write the journal ({error.strerror}); what was answered before is "
@@ -125,7 +127,7 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
             stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
             name = f"{stamp}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
-            self._path = self.folder / name
+            self._path, self._size = self.folder / name, 0
             self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
             folder = os.open(self.folder, os.O_RDONLY)
             try:

@@ -190,8 +190,10 @@ def _write(
     outputs: Mapping[tuple[str, str], str | Path],
 ) -> None:
     manifest = shard.manifest
+    # How a server was reached is in each row (`engine`): what was asked elsewhere is written again with the same bytes.
+    answer = {name: value for name, value in shard.settled.items() if name != "http"}
     metadata = {
-        "answer": canonical_json({**shard.settled, "model_sha256": shard.model_sha256}),
+        "answer": canonical_json({**answer, "model_sha256": shard.model_sha256}),
         "task": manifest.task,
     }
     rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
