@@ -23,7 +23,7 @@ RESPONSE_SCHEMA = pa.schema(
         ("text", pa.string()),
         ("given_score", pa.float64()),
         ("finish_reason", pa.string()),
-        *((name, pa.int32()) for name in ("prompt_tokens", "completion_tokens")),
+        *((name, pa.int32()) for name in ("prompt_tokens", "completion_tokens", "total_tokens")),
         *((name, pa.float64()) for name in ("kept_mean", "kept_min", "kept_max")),
         ("kept_per_layer", pa.list_(pa.float64())),
         *((name, pa.int32()) for name in ("press_len", "question_tokens")),
@@ -36,7 +36,7 @@ RESPONSE_SCHEMA = pa.schema(
         ),
         *((name, pa.float64()) for name in ("latency_s", "ttfb_s", "prefill_s", "compress_s", "decode_s")),
         ("attempts", pa.int32()),
-        *((name, pa.string()) for name in ("failure", "error", "engine", "host", "created")),
+        *((name, pa.string()) for name in ("notes", "failure", "error", "engine", "host", "created")),
     ]
 )
 
@@ -99,6 +99,7 @@ def response(
         "finish_reason": "stop",
         "prompt_tokens": 12,
         "completion_tokens": 3,
+        "total_tokens": None,
         "kept_mean": float(budget or 12),
         "kept_min": float(budget or 12),
         "kept_max": float(budget or 12),
@@ -119,6 +120,7 @@ def response(
         "compress_s": 0.01,
         "decode_s": 0.1,
         "attempts": 1,
+        "notes": None,
         "failure": None,
         "error": None,
         "engine": '{"class":"ReferenceEngine"}',

@@ -13,11 +13,12 @@ from kv_transition.data.counters import load_counter
 from kv_transition.data.manifest import Manifest, build_manifest
 from kv_transition.data.normalize import Example, normalize_records
 from kv_transition.data.protocol import TaskProtocol, own_protocol
-from kv_transition.engines.base import BaseEngine, EngineResult
+from kv_transition.engines.base import BaseEngine, EngineResult, Timings
 from kv_transition.engines.endpoints import build_engine
 from kv_transition.errors import UserError
 from kv_transition.files import canonical_json, read_parquet, sha256_text
-from kv_transition.run.requests import requests_of_example
+from kv_transition.run.requests import journal_row, requests_of_example
+from kv_transition.run.responses import response_row
 from kv_transition.run.runner import Shard, infer_shard
 from kv_transition.settings import from_mapping
 from kv_transition.slices import answer_slice
@@ -506,3 +507,14 @@ def test_memory_of_a_shorter_text_is_all_of_its_prompt_in_both_scopes(
     assert (rows["peak_tokens"] == 30 + rows["completion_tokens"]).all()
     position = 2 * 4 * 2 * 16 * 3  # keys and values, float32, KV heads, width, layers
     assert rows["bytes_kept"].eq(30 * position).all()
+
+
+def test_what_a_server_says_of_a_request_is_in_its_row(shard: Shard) -> None:
+    request = shard.requests([("full", "full")])[0].requests[0]
+    raw = {"attempts": 3, "notes": ["429 x2"], "total_tokens": 12}
+    result = EngineResult("w1", "stop", 10, 2, None, Timings(timing_scope="request", latency_s=0.5), raw=raw)
+    row = response_row("e", "words", request, journal_row(request, result, {}), shard.answer["kv"])
+    assert (row["attempts"], row["notes"], row["total_tokens"], row["latency_s"]) == (3, "429 x2", 12, 0.5)
+    silent = replace(result, raw={})
+    row = response_row("e", "words", request, journal_row(request, silent, {}), shard.answer["kv"])
+    assert (row["attempts"], row["notes"], row["total_tokens"]) == (1, None, None)

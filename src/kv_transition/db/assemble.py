@@ -47,13 +47,14 @@ _RESPONSE = (
         "finish_reason",
         "prompt_tokens",
         "completion_tokens",
+        "total_tokens",
         "copied_from",
     ),
 )
 _TELEMETRY = (
     *("request_id", "kept_mean", "kept_min", "kept_max", "kept_per_layer", "press_len", "question_tokens"),
     *("bytes_kept", "peak_tokens", "active", "verified"),
-    *("timing_scope", "latency_s", "ttfb_s", "prefill_s", "compress_s", "decode_s"),
+    *("timing_scope", "latency_s", "ttfb_s", "prefill_s", "compress_s", "decode_s", "notes"),
 )
 _FAILURE = ("request_id", "failure", "attempts", "error")
 _SCORE = (

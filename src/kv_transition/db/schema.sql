@@ -108,6 +108,7 @@ CREATE TABLE responses (
     finish_reason     TEXT,     -- "stop" or "length"
     prompt_tokens     INTEGER,
     completion_tokens INTEGER,  -- the end token included
+    total_tokens      INTEGER,  -- as a server counts them; NULL where it does not say
     copied_from       TEXT      -- "full" where the budget took nothing away and the full answer stands for this one
 );
 
@@ -129,7 +130,8 @@ CREATE TABLE telemetry (
     ttfb_s          REAL,
     prefill_s       REAL,
     compress_s      REAL,
-    decode_s        REAL
+    decode_s        REAL,
+    notes           TEXT      -- what happened on the way to the answer, e.g. retries
 ) WITHOUT ROWID;
 
 -- Requests with a failure label; `error` and `attempts` are those of requests that never got an answer.

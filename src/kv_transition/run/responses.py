@@ -33,6 +33,7 @@ COLUMNS = {
     "finish_reason": "string",
     "prompt_tokens": "int32",
     "completion_tokens": "int32",
+    "total_tokens": "int32",
     "kept_mean": "float64",
     "kept_min": "float64",
     "kept_max": "float64",
@@ -53,6 +54,7 @@ COLUMNS = {
     "compress_s": "float64",
     "decode_s": "float64",
     "attempts": "int32",
+    "notes": "string",
     "failure": "string",
     "error": "string",
     "engine": "string",
@@ -78,6 +80,8 @@ def response_row(
         result = row["result"]
         flat = {**(result["kv"] or {}), **result["timings"], **result}
         flat |= {name: row[name] for name in ("attempts", "host", "created")}
+        raw = result["raw"]
+        flat |= {"total_tokens": raw.get("total_tokens"), "notes": "; ".join(raw.get("notes") or ()) or None}
         flat["engine"] = canonical_json(row["engine"])
         if request.text is not None:
             flat |= _of_text(request.text, int(request.full_tokens or 0), flat)
