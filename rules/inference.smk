@@ -58,6 +58,7 @@ elif settings.engine.kind == "openai_compat":
         params:
             answer=lambda wildcards: slices.answer_slice(settings, wildcards.task),
             model_sha256=MODEL_SHA256,
+            require_verified_budget=settings.http.require_verified_budget,
             shards=settings.run.shards,
             code=code_version("infer_shard"),
         script:

@@ -223,6 +223,15 @@ class Settings(Section):
                 f"http.budget_transport: none tells the server no budget, so {', '.join(in_cache)} cannot run; keep "
                 f"{', '.join(TEXT_METHODS)} in kv.methods, or say how the budget travels"
             )
+        transport = self.http.budget_transport
+        unnamed = transport.kind == "endpoint" or (
+            transport.kind == "extra_body" and transport.fields == "vllm_kvcompress"
+        )
+        if unnamed and len(in_cache) > 1:
+            raise ValueError(
+                f"http.budget_transport: it does not tell the server the method, so {' and '.join(in_cache)} would get the "
+                "same answers; keep the one that the server was started with in kv.methods"
+            )
         needs = "tokenizer.name: model" if self.tokenizer.name == "model" else None
         needs = "protocol.max_length_tokens" if self.protocol.max_length_tokens else needs
         needs = f"kv.methods: {', '.join(by_text)}" if by_text else needs

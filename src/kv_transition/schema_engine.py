@@ -71,7 +71,8 @@ class Engine(Section):
         0.2,
         ge=0,
         le=1,
-        description="Stop when a larger share of a prompt is unknown to the model's vocabulary; 1 lifts the guard.",
+        description="Stop when a larger share of a prompt is unknown to the model's vocabulary; 1 lifts the guard (reference "
+        "engine; this project's server has an option of this name).",
     )
 
 

@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kv_transition.section import Section, Text
+
+#: Names of headers and fields that hold secrets. The configuration is stored beside the results, so none may stand in it.
+SECRET_NAME = re.compile(
+    r"auth|secret|cookie|password|credential|(?:api|access|subscription|goog)[-_]?(?:api[-_]?)?key|(?:^|[-_])token$",
+    re.IGNORECASE,
+)
+VARIABLE_NAME = re.compile(r"(?!sk_|hf_)[A-Za-z_][A-Za-z0-9_]*")
+
+
+def _names(value: Any) -> Iterator[str]:
+    """Names of all fields of a nested value."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield str(name)
+            yield from _names(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _names(item)
+
+
+def _check_address(key: str, address: str) -> None:
+    """Fail for an address with a user, a query or a fragment; what it holds is never shown."""
+    parts = urlsplit(address)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(
+            f"{key}: an address has no user, password, query or fragment; a key is named by http.api_key_env"
+        )
 
 
 class BudgetTransport(Section):
@@ -67,3 +97,28 @@ class Http(Section):
         description="An answer whose budget the server does not confirm is a failure (most servers ignore what they do not "
         "know); false lets it count, marked as unverified.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_no_secret(cls, data: Any) -> Any:
+        """Refuse secrets, in words that do not repeat them."""
+        if not isinstance(data, Mapping):
+            return data
+        variable = data.get("api_key_env")
+        if variable not in (None, "null", "~") and not VARIABLE_NAME.fullmatch(str(variable)):
+            raise ValueError("api_key_env: give the name of an environment variable, never the key itself")
+        for key in ("headers", "extra_body"):
+            found = [name for name in _names(data.get(key)) if SECRET_NAME.search(name)]
+            if found:
+                raise ValueError(
+                    f"{key}: {found[0]} may hold a secret, and the configuration is stored beside the results; the key is sent "
+                    "by http.api_key_env"
+                )
+        return data
+
+    @model_validator(mode="after")
+    def _addresses(self) -> Http:
+        _check_address("base_url", self.base_url)
+        for address in self.budget_transport.endpoints.values():
+            _check_address("http.budget_transport.endpoints", address)
+        return self

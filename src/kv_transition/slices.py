@@ -67,7 +67,8 @@ def served_model(settings: Settings, files_sha256: str | None) -> str:
     """What stands for the model in the journal's keys where a server holds it.
 
     The address is left out: the same model at another port or host gives the same answers. A server that changes the model
-    behind a name needs another `model.revision`.
+    behind a name needs another `model.revision`. Addresses of a table budget -> server are in it: there the server is the
+    budget.
 
     Parameters
     ----------
@@ -82,7 +83,7 @@ def served_model(settings: Settings, files_sha256: str | None) -> str:
                 "files": files_sha256,
                 "mode": http.mode,
                 "extra_body": http.extra_body,
-                "budget_transport": http.budget_transport.model_dump(mode="json", exclude={"endpoints"}),
+                "budget_transport": http.budget_transport.model_dump(mode="json"),
             }
         )
     )

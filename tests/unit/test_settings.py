@@ -169,3 +169,50 @@ def test_what_decides_an_answer_does_not_name_the_chosen_methods_or_budgets() ->
     few = from_mapping({"kv": {"methods": ["tova"], "budgets": [64]}, "run": {"shards": 9}})
     assert answer_slice(few, "phrasebook_qa") == answer_slice(Settings(), "phrasebook_qa")
     assert answer_slice(from_mapping({"kv": {"kernel": 7}}), "x") != answer_slice(Settings(), "x")
+
+
+@pytest.mark.parametrize(
+    ("http", "key"),
+    [
+        ({"api_key_env": "sk-proj-SECRETKEY123"}, "http.api_key_env"),
+        ({"headers": {"X-Auth-Token": "SECRETKEY123"}}, "http.headers"),
+        ({"headers": {"Ocp-Apim-Subscription-Key": "SECRETKEY123"}}, "http.headers"),
+        ({"headers": {"x-goog-api-key": "SECRETKEY123"}}, "http.headers"),
+        ({"extra_body": {"options": [{"api_key": "SECRETKEY123"}]}}, "http.extra_body"),
+        ({"base_url": "http://me:SECRETKEY123@host/v1"}, "http.base_url"),
+        ({"base_url": "http://host/v1?code=SECRETKEY123"}, "http.base_url"),
+        (
+            {"budget_transport": {"kind": "endpoint", "endpoints": {"16": "http://u:SECRETKEY123@host/v1"}}},
+            "http.budget_transport.endpoints",
+        ),
+    ],
+)
+def test_a_secret_in_the_configuration_is_refused_and_not_repeated(http: dict, key: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        from_mapping({"engine": {"kind": "openai_compat"}, "http": http})
+    assert str(told.value).startswith(f"{key}:")
+    assert "SECRETKEY123" not in str(told.value)
+
+
+def test_fields_that_only_sound_like_secrets_are_allowed() -> None:
+    fields = {
+        "chat_template_kwargs": {"enable_thinking": False},
+        "max_completion_tokens": 5,
+        "stop_token_ids": [1],
+    }
+    http = {"api_key_env": "MY_API_KEY", "headers": {"X-Title": "kv"}, "extra_body": fields}
+    assert from_mapping({"engine": {"kind": "openai_compat"}, "http": http}).http.extra_body == fields
+
+
+@pytest.mark.parametrize(
+    "transport",
+    [
+        {"kind": "endpoint", "endpoints": {"16": "http://host/v1"}},
+        {"kind": "extra_body", "fields": "vllm_kvcompress"},
+    ],
+)
+def test_a_transport_that_does_not_name_the_method_takes_one_method(transport: dict) -> None:
+    config = {"engine": {"kind": "openai_compat"}, "http": {"budget_transport": transport}}
+    with pytest.raises(ConfigError, match="would get the same answers"):
+        from_mapping({**config, "kv": {"methods": ["snapkv", "streaming_llm"]}})
+    from_mapping({**config, "kv": {"methods": ["snapkv", "recent"]}})

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kv_transition.errors import UserError
+from kv_transition.schema_http import VARIABLE_NAME
 
 if TYPE_CHECKING:
     import uvicorn
@@ -160,6 +161,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _key(variable: str | None) -> str | None:
     if variable is None:
         return None
+    if not VARIABLE_NAME.fullmatch(variable):
+        raise UserError("--api-key-env: give the name of an environment variable, never the key itself")
     key = os.environ.get(variable, "").strip()
     if not key:
         raise UserError(
