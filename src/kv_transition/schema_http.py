@@ -76,7 +76,7 @@ class Http(Section):
     connect_timeout_s: float = Field(5, gt=0, description="Longest wait for a connection, in seconds.")
     read_timeout_s: float = Field(120, gt=0, description="Longest silence of the server, in seconds.")
     total_timeout_s: float = Field(
-        600, gt=0, description="Longest time for a request with all its attempts, in seconds."
+        600, gt=0, description="Longest time for a request with all its attempts and waits, in seconds."
     )
     max_attempts: int = Field(
         6, ge=1, description="Attempts at a request that met a timeout, a lost connection, 429 or 5xx."
@@ -84,7 +84,11 @@ class Http(Section):
     backoff_s: float = Field(
         0.5, ge=0, description="Longest wait before the second attempt, in seconds; it doubles each time."
     )
-    backoff_max_s: float = Field(30, ge=0, description="Longest wait between two attempts, in seconds.")
+    backoff_max_s: float = Field(
+        30,
+        ge=0,
+        description="Longest wait between two attempts, in seconds; where a server says how long, that counts.",
+    )
     headers: dict[str, Text] = Field({}, description="Further headers; none that holds a secret.")
     extra_body: dict[str, Any] = Field(
         {}, description="Further fields of every request; they are part of what determines an answer."

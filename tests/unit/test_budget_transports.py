@@ -155,6 +155,11 @@ def test_exactly_the_budget_is_proved_and_nothing_else(
         {"press_len": float("nan")},
         {"active": False},
         {"bytes_kept": -1},
+        {"bytes_kept": 2**63},
+        {"bytes_kept": 10**400},
+        {"press_len": 2**31, "prompt_tokens": 2**31},
+        {"kept_per_layer": [10**400] * 3},
+        {"peak_tokens": 2**31},
         {"peak_tokens": "many"},
     ],
 )
@@ -162,6 +167,21 @@ def test_an_echo_that_differs_in_one_thing_proves_nothing(change: dict) -> None:
     request = asked(Cell("snapkv", 64))
     assert isinstance(kv_use(echo_of(request, 64), request, 100, 5), KVUse)
     assert isinstance(kv_use(echo_of(request, 64, **change), request, 100, 5), str), change
+
+
+def test_bytes_are_kept_to_the_last_one() -> None:
+    request = asked(Cell("snapkv", 64))
+    found = kv_use(echo_of(request, 64, bytes_kept=2**63 - 1), request, 100, 5)
+    assert isinstance(found, KVUse)
+    assert found.bytes_kept == 2**63 - 1
+
+
+def test_a_peak_that_no_column_holds_is_not_made_up_from_the_counts() -> None:
+    request = asked(Cell("snapkv", 64))
+    assert (
+        kv_use(echo_of(request, 64), request, 100, 2**31 - 1) == "2147483711 tokens at the end are too many"
+    )
+    assert isinstance(kv_use(echo_of(request, 64, peak_tokens=70), request, 100, 2**31 - 1), KVUse)
 
 
 def test_only_our_own_engines_measure() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import logging
 import re
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+import urllib3
 from fault_server import FaultProcess
 from http_settings import SECTION, prompt_of
 from hypothesis import given
@@ -29,7 +32,7 @@ from conftest import missing
 from kv_transition.data.prompts import Prompt, build_prompt
 from kv_transition.engines.base import Cell, Decoding, EngineResult
 from kv_transition.engines.chat_replies import read_reply
-from kv_transition.engines.http_transport import Fault, event_data, retry_after
+from kv_transition.engines.http_transport import Fault, event_data, retry_after, whole_text
 from kv_transition.engines.openai_compat import OpenAICompatEngine, read_api_key
 from kv_transition.engines.reference import ReferenceEngine
 from kv_transition.errors import ConfigError
@@ -82,7 +85,7 @@ FINAL = [
     ("html", "the reply is text/html, not JSON: <html><body>Welcome to the gateway"),
     ("html_as_json", "the reply is no JSON: <html>"),
     ("empty_choices", "the reply has no choices"),
-    ("null_tool", "the text is null (finish_reason tool_calls)"),
+    ("null_tool", "the answer was cut off (finish_reason tool_calls)"),
 ]
 
 
@@ -126,6 +129,148 @@ def test_a_stream_without_its_end_is_never_taken_for_whole() -> None:
         result = ask(engine)
     assert (result.text, result.raw["attempts"]) == ("answer to a", 4)
     assert result.raw["notes"] == ["dropped x2", "503"]
+
+
+class Canned:
+    """Stands where the connections are: gives each request its reply, and the last reply to all further ones."""
+
+    def __init__(self, replies: list[tuple[bytes, dict[str, Any]]]) -> None:
+        self.replies, self.asked = replies, 0
+
+    def send(self, *_: Any, **__: Any) -> requests.Response:
+        self.asked += 1
+        body, how = self.replies[min(self.asked, len(self.replies)) - 1]
+        return response(body, **how)
+
+
+def response(
+    body: bytes, status: int = 200, kind: str = "text/event-stream", cut: bool = False
+) -> requests.Response:
+    """A response; `cut`: its connection breaks where the body ends."""
+    made = requests.Response()
+    made.status_code = status
+    made.headers["Content-Type"] = kind
+    made.headers["Content-Length"] = str(len(body) + cut)
+    made.raw = urllib3.HTTPResponse(
+        io.BytesIO(body), made.headers, preload_content=False, enforce_content_length=True
+    )
+    return made
+
+
+def events(*contents: Any) -> bytes:
+    return b"".join(b"data: %b\n\n" % json.dumps(content).encode() for content in contents)
+
+
+def delta(text: str | None, reason: str | None = None, **beside: Any) -> dict[str, Any]:
+    return {"choices": [{"delta": {"content": text}, "finish_reason": reason}], **beside}
+
+
+USAGE = {"choices": [], "usage": {"prompt_tokens": 16, "completion_tokens": 1, "total_tokens": 17}}
+DONE = b"data: [DONE]\n\n"
+CHAT = (events(delta("hello"), delta("", "stop"), USAGE) + DONE, {})
+
+
+def refusal(status: int, inside: bool) -> tuple[bytes, dict[str, Any]]:
+    error = {"error": {"message": "no luck", "code": status}}
+    if inside:
+        return events(delta("hel"), error), {}
+    return json.dumps(error).encode(), {"status": status, "kind": "application/json"}
+
+
+def engine_at(replies: list[tuple[bytes, dict[str, Any]]]) -> OpenAICompatEngine:
+    """An engine whose requests meet these replies."""
+    engine = OpenAICompatEngine(SECTION, methods={"snapkv": {"window": 4}})
+    canned = Canned(replies)
+    engine._transport._adapter = lambda: canned
+    return engine
+
+
+@pytest.mark.parametrize("reason", ["stop", "length"])
+def test_a_stream_that_breaks_off_behind_its_end_and_its_counts_is_whole(reason: str) -> None:
+    engine = engine_at([(events(delta("hello"), delta("", reason), USAGE), {"cut": True})])
+    result = ask(engine, cell=Cell("full"))
+    assert (result.text, result.finish_reason, result.completion_tokens) == ("hello", reason, 1)
+    assert (result.raw["attempts"], result.raw["notes"]) == (1, ["dropped behind the answer"])
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [events(delta("hel")), events(delta("hel"), USAGE), events(delta("hello"), delta("", "stop"))],
+    ids=["inside", "no reason", "no counts"],
+)
+def test_a_stream_that_breaks_off_before_is_asked_again(sent: bytes) -> None:
+    result = ask(engine_at([(sent, {"cut": True}), CHAT]), cell=Cell("full"))
+    assert (result.text, result.raw["notes"]) == ("hello", ["dropped"])
+
+
+def test_silence_behind_a_whole_answer_costs_no_second_request_and_is_not_its_latency() -> None:
+    def events_then_silence() -> Iterator[Any]:
+        yield from (delta("hello"), delta("", "stop"), USAGE)
+        time.sleep(0.3)
+        raise Fault("nothing more", "timeout", transient=True)
+
+    reply = read_reply(events_then_silence(), time.perf_counter())
+    assert (reply.text, reply.notes) == ("hello", ["timeout behind the answer"])
+    assert reply.latency_s < 0.2
+
+
+@pytest.mark.parametrize(
+    "end",
+    [(events(delta("", "stop")), {}), (events(delta("", "stop"), USAGE), {"cut": True})],
+    ids=["without counts", "broken off"],
+)
+def test_a_budget_s_echo_that_was_lost_with_the_end_is_asked_for_again(end: tuple[bytes, dict]) -> None:
+    result = ask(engine_at([(events(delta("hello")) + end[0], end[1])]))
+    assert (result.failure, result.raw["attempts"], result.raw["fault"]) == ("ENGINE_ERROR", 4, "dropped")
+    assert result.error == "the stream ended before its kv object (4 attempts)"
+    full = ask(engine_at([(events(delta("hello")) + end[0], end[1]), CHAT]), cell=Cell("full"))
+    assert full.text == "hello"
+
+
+def test_a_server_that_ends_its_stream_and_has_no_echo_ignored_the_budget() -> None:
+    for end in (events(delta("", "stop"), USAGE), events(delta("", "stop")) + DONE):
+        result = ask(engine_at([(events(delta("hello")) + end, {})]))
+        assert (result.raw["attempts"], result.raw["fault"]) == (1, "budget")
+
+
+@BOTH
+@pytest.mark.parametrize("reason", ["content_filter", "tool_calls", "function_call"])
+def test_what_a_filter_or_a_tool_call_ended_is_no_answer_even_with_a_text(stream: bool, reason: str) -> None:
+    with asking({"finish": reason}, stream=stream) as (engine, server):
+        result = ask(engine)
+        assert server.counts("asked")["a"] == 1
+    assert (result.text, result.failure) == ("", "ENGINE_ERROR")
+    assert result.error == f"the answer was cut off (finish_reason {reason})"
+
+
+def test_a_character_that_came_in_two_halves_is_one_and_a_lone_half_is_replaced() -> None:
+    halves = delta("so \ud83d"), delta("\ude00 \ud83d"), delta("", "stop", model="m\udc00"), USAGE
+    result = ask(engine_at([(events(*halves) + DONE, {})]), cell=Cell("full"))
+    assert result.text == "so \U0001f600 \ufffd"
+    assert result.raw["server_model"] == "m\ufffd"
+    refused = {"choices": [{"delta": {"refusal": "no \ud83d"}, "finish_reason": "stop"}]}
+    assert ask(engine_at([(events(refused) + DONE, {})]), cell=Cell("full")).text == "no \ufffd"
+    error = {"error": {"message": "bad \udfff", "code": 400}}
+    assert ask(engine_at([(events(error), {})])).error == "error in the reply: bad \ufffd"
+    body = json.dumps(error).encode(), {"status": 400, "kind": "application/json"}
+    assert ask(engine_at([body])).error == "HTTP 400 Bad Request: bad \ufffd"
+
+
+@given(st.text(st.characters(), max_size=20))
+def test_what_is_text_already_stays_as_it_is(text: str) -> None:
+    whole = whole_text(text)
+    assert whole.encode().decode() == whole
+    if not any(0xD800 <= ord(character) < 0xE000 for character in text):
+        assert whole == text
+
+
+@pytest.mark.parametrize(("count", "kept"), [(2**31 - 1, 2**31 - 1), (2**31, None), (10**400, None)])
+def test_a_count_that_no_model_reaches_is_unknown(count: int, kept: int | None) -> None:
+    usage = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), count)
+    last = {"choices": [], "usage": usage, "timing": {"total_s": 10**400, "queue_s": 0.5}}
+    result = ask(engine_at([(events(delta("hello", "stop"), last) + DONE, {})]), cell=Cell("full"))
+    assert (result.prompt_tokens, result.completion_tokens) == (kept, kept)
+    assert (result.raw["total_tokens"], result.raw["timing"]) == (kept, {"queue_s": 0.5})
 
 
 def test_a_stream_that_says_how_it_ended_is_whole_without_done() -> None:
@@ -189,17 +334,44 @@ def test_a_trickle_is_ended_by_the_total_time(stream: bool, fault: str) -> None:
 
 @pytest.mark.parametrize("asked", ["1", "date"])
 def test_retry_after_is_honoured_as_seconds_and_as_date(asked: str) -> None:
-    with asking({"faults": {"a": [f"429:{asked}"]}}, backoff_max_s=1.0) as (engine, _):
+    with asking({"faults": {"a": [f"429:{asked}"]}}) as (engine, _):
         begin = time.monotonic()
         assert ask(engine).text == "answer to a"
-        assert 0.9 < time.monotonic() - begin < 1.8
+        assert 0.9 < time.monotonic() - begin < 2.8, "a date two seconds ahead has no fractions"
 
 
-def test_retry_after_is_capped() -> None:
-    with asking({"faults": {"a": ["429:3600"]}}, backoff_max_s=0.2) as (engine, _):
+def test_retry_after_is_kept_however_short_our_own_waits_are() -> None:
+    with asking({"faults": {"a": ["429:1"]}}, backoff_max_s=0.05) as (engine, _):
         begin = time.monotonic()
         assert ask(engine).text == "answer to a"
-        assert 0.2 <= time.monotonic() - begin < 1
+        assert 1 <= time.monotonic() - begin < 2
+
+
+def test_a_wait_that_there_is_no_time_for_is_not_begun() -> None:
+    with asking({"faults": {"a": ["429:3600"]}}) as (engine, server):
+        begin = time.monotonic()
+        result = ask(engine)
+        assert time.monotonic() - begin < 1
+        assert server.counts("asked")["a"] == 1
+    assert (result.failure, result.raw["status"]) == ("ENGINE_ERROR", 429)
+    assert re.search(r"it asks to wait 3600 s, and http\.total_timeout_s leaves \d\.?\d* s$", result.error)
+
+
+def test_the_last_attempt_does_not_blame_the_time() -> None:
+    with asking({"faults": {"a": ["429:0*"]}}, max_attempts=2) as (engine, _):
+        assert ask(engine).error == "HTTP 429 Too Many Requests: no luck with status 429 (2 attempts)"
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["as status", "inside a stream"])
+def test_a_server_s_own_trouble_passes_and_what_it_cannot_do_stays(inside: bool) -> None:
+    trouble = [429, 500, 502, 503, 504, 507, 508, 520, 529, 599]
+    for status in (*trouble, 400, 404, 408, 501, 505):
+        engine = engine_at([refusal(status, inside), CHAT])
+        result = ask(engine, cell=Cell("full"))
+        if status in trouble:
+            assert (result.text, result.raw["notes"]) == ("hello", [str(status)]), status
+        else:
+            assert (result.failure, result.raw["status"]) == ("ENGINE_ERROR", status)
 
 
 def test_retry_after_is_read_in_both_forms() -> None:
@@ -320,9 +492,11 @@ def test_the_end_of_the_context_moves_with_the_text_before_it() -> None:
 
 
 def test_extra_fields_are_added_and_never_replace_our_own() -> None:
-    assert sent({"extra_body": {"top_k": 1}})[1]["top_k"] == 1
-    with pytest.raises(ConfigError, match=r"http\.extra_body: temperature cannot be set there"):
-        sent({"extra_body": {"temperature": 1}})
+    assert sent({"extra_body": {"priority": 1}})[1]["priority"] == 1
+    own = ("max_completion_tokens", "ignore_eos", "stop_token_ids", "best_of", "top_k")
+    for name in ("temperature", *own):
+        with pytest.raises(ConfigError, match=rf"http\.extra_body: {name} cannot be set there"):
+            sent({"extra_body": {name: 1}})
 
 
 @pytest.mark.parametrize(
@@ -373,8 +547,18 @@ def test_the_key_is_sent_and_shown_nowhere(stream: bool, caplog: pytest.LogCaptu
     assert results[0].error.startswith("HTTP 401 Unauthorized: Incorrect key provided: ***")
     assert results[5].error == "HTTP 413 Request Entity Too Large: too long, with ***"
     assert results[-1].text == "your key is ***"
+    assert results[-1].raw["notes"] == ["key removed from the answer"]
     for part in (KEY, KEY[:6], KEY[-4:]):
         assert not any(part in repr(thing) for thing in shown), part
+
+
+@pytest.mark.parametrize("key", ["EMPTY", "none", "a", "fifteen-letters"])
+def test_a_placeholder_is_no_secret(key: str) -> None:
+    """Servers without keys want one all the same; an answer with that word is an answer."""
+    with asking({"faults": {"b": ["401"]}, "text": f"the box is {key}, a fact"}, key=key) as (engine, _):
+        result, refused = ask(engine, "a"), ask(engine, "b")
+    assert (result.text, result.raw["notes"]) == (f"the box is {key}, a fact", [])
+    assert not re.search(rf"(?<![a-z]){re.escape(key)}", refused.error.partition(": ")[2])
 
 
 def test_a_server_that_is_not_there_is_unreachable() -> None:

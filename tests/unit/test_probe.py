@@ -127,6 +127,33 @@ def test_answers_that_only_think_say_what_to_do() -> None:
         ask(engine)
 
 
+def test_answers_that_only_think_are_a_warning_where_none_is_expected_to_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with probing({"text": "<think> Well, let me see", "finish": "length"}) as (engine, _):
+        assert len(ask(engine, ends_expected=False)) == 6
+    assert "unclosed <think>" in caplog.text
+
+
+def test_a_good_answer_is_handed_on_before_anything_is_said_against_the_run() -> None:
+    kept: list[str] = []
+    with (
+        probing({"faults": {"ex1": ["401*"]}}) as (engine, _),
+        pytest.raises(UserError, match="refuses the key"),
+    ):
+        ask(engine, keep=lambda answer: kept.append(f"{answer.example_id} {answer.cell.label}"))
+    assert kept == ["ex0 full", "ex0 8"]
+
+
+def test_earlier_answers_are_judged_where_too_few_are_asked() -> None:
+    cut = [("and then", "length")] * 4
+    with probing({}) as (engine, _):
+        with pytest.raises(UserError, match="cut off at 16 tokens"):
+            ask(engine, 0, earlier=cut)
+        ask(engine, 1, earlier=cut)
+        ask(engine, 0, earlier=[*cut, ("well", "stop")])
+
+
 def test_without_examples_nothing_is_asked() -> None:
     with probing({}) as (engine, server):
         assert ask(engine, 0) == []

@@ -18,7 +18,7 @@ from kv_transition.engines.endpoints import build_engine
 from kv_transition.errors import UserError
 from kv_transition.files import canonical_json, read_parquet, sha256_text
 from kv_transition.run.requests import journal_row, requests_of_example
-from kv_transition.run.responses import response_row
+from kv_transition.run.responses import response_row, write_responses
 from kv_transition.run.runner import Shard, infer_shard
 from kv_transition.settings import from_mapping
 from kv_transition.slices import answer_slice
@@ -507,6 +507,87 @@ def test_memory_of_a_shorter_text_is_all_of_its_prompt_in_both_scopes(
     assert (rows["peak_tokens"] == 30 + rows["completion_tokens"]).all()
     position = 2 * 4 * 2 * 16 * 3  # keys and values, float32, KV heads, width, layers
     assert rows["bytes_kept"].eq(30 * position).all()
+
+
+class Foreign(BaseEngine):
+    """A server behind the real engine: it names no cache, or another count of the prompt's tokens."""
+
+    def __init__(self, shard: Shard, *, more: int = 0, confirms: bool = True) -> None:
+        self.engine = build_engine(
+            {**shard.answer, "engine": {**shard.answer["engine"], "kind": "reference"}}
+        )
+        self.more, self.confirms, self.asked = more, confirms, 0
+
+    def generate(self, prompt: Any, cell: Any, decoding: Any, example_id: str) -> EngineResult:
+        self.asked += 1
+        result = self.engine.generate(prompt, cell, decoding, example_id)
+        tokens = (result.prompt_tokens or 0) + self.more
+        return replace(result, prompt_tokens=tokens, kv=result.kv if self.confirms else None)
+
+
+def served(shard: Shard, required: bool = True) -> Shard:
+    """The shard with the settings of a server."""
+    engine = {**shard.answer["engine"], "kind": "openai_compat"}
+    return replace(
+        shard, answer={**shard.answer, "engine": engine, "http": {"require_verified_budget": required}}
+    )
+
+
+def test_a_budget_that_nobody_confirmed_is_asked_again_once_proof_is_required(
+    shard: Shard, tmp_path: Path
+) -> None:
+    lax, strict, cells = served(shard, False), served(shard), [CELLS[0], CELLS[2]]
+    silent = Foreign(shard, confirms=False)
+    assert run(lax, tmp_path, cells, lambda answer: silent) == 12
+    (first,) = tmp_path.glob("journal/*/*.jsonl")
+    first.rename(first.with_name("0.jsonl"))  # Files of one second have no order of their own.
+    assert run(lax, tmp_path, cells, no_engine) == 0
+    assert rows_of(tmp_path, "snapkv", "16")["verified"].eq("no").all()
+    assert run(strict, tmp_path, cells, lambda answer: Foreign(shard)) == 6, "the whole cache needs no proof"
+    assert run(strict, tmp_path, cells, no_engine) == 0, "the confirmed row counts, though it came later"
+    assert rows_of(tmp_path, "snapkv", "16")["verified"].eq("measured").all()
+
+
+def test_a_server_without_a_word_on_its_cache_reports_the_length_of_a_text_and_measures_nothing(
+    shard: Shard, tmp_path: Path
+) -> None:
+    run(served(shard), tmp_path, TEXT[:3], lambda answer: Foreign(shard, confirms=False))
+    assert rows_of(tmp_path, "recent", "30")["verified"].eq("reported").all()
+
+
+def test_a_server_that_reads_more_tokens_than_a_text_s_budget_fails_its_rows(
+    shard: Shard, tmp_path: Path
+) -> None:
+    server, words = Foreign(shard, more=26), r"the server counts 56 tokens where 30 were sent: model\.path"
+    with pytest.raises(UserError, match=rf"recent 30: 6 of 6 requests failed.*{words}"):
+        run(served(shard), tmp_path, TEXT[:3], lambda answer: server)
+    asked = server.asked
+    for _ in range(2):
+        run(served(shard), tmp_path, TEXT[:3], lambda answer: server, max_failure_rate=1.0)
+        rows = rows_of(tmp_path, "recent", "30")
+        assert rows["failure"].eq("ENGINE_ERROR").all()
+        assert rows["error"].str.fullmatch(f"{words} is not its tokenizer or template").all()
+        assert rows["text"].eq("").all()
+        assert rows_of(tmp_path, "full", "full")["failure"].isna().all()
+    assert server.asked == asked, "asking again would change nothing"
+    run(served(shard, False), tmp_path, TEXT[:3], no_engine)
+    assert rows_of(tmp_path, "recent", "30")["verified"].eq("no").all()
+
+
+def test_halves_of_characters_and_counts_without_bounds_do_not_break_a_table(
+    shard: Shard, tmp_path: Path
+) -> None:
+    request = shard.requests([("full", "full")])[0].requests[0]
+    raw = {"total_tokens": -(10**30), "notes": ["half \ud83d of one"]}
+    result = EngineResult("a\udc00b \ud83d\ude00", "stop", 2**31, 2**31 - 1, None, Timings(), raw=raw)
+    row = journal_row(request, result, {"model": "m\ud800"})
+    made = response_row("e", "words", request, row, shard.answer["kv"])
+    write_responses(tmp_path / "rows.parquet", [made], {})
+    read = read_parquet(tmp_path / "rows.parquet").iloc[0]
+    assert read["text"] == "a\ufffdb \U0001f600"
+    assert read["notes"] == "half \ufffd of one"
+    assert read["completion_tokens"] == 2**31 - 1
+    assert read[["prompt_tokens", "total_tokens"]].isna().all()
 
 
 def test_what_a_server_says_of_a_request_is_in_its_row(shard: Shard) -> None:

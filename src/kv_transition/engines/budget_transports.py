@@ -21,6 +21,9 @@ from kv_transition.methods import KNOWN_METHODS
 #: Engines that read the budget back from the cache's own arrays; only their word is a measurement.
 MEASURING_ENGINES = frozenset({"ReferenceEngine"})
 
+#: What the results' columns hold: counts of tokens and of bytes are below these.
+MOST_TOKENS, MOST_BYTES = 2**31, 2**63
+
 #: Hyper-parameters that are no part of one request.
 NOT_SENT = ("seeds",)
 
@@ -173,10 +176,10 @@ def kv_use(
     measured = own and echo.get("verified") == "measured"
     try:
         kept = _numbers(echo["kept_per_layer"], "kept_per_layer")
-        press_len, total, question_tokens, bytes_kept = (
-            int(_number(echo[name], name))
-            for name in ("press_len", "prompt_tokens", "question_tokens", "bytes_kept")
+        press_len, total, question_tokens = (
+            int(_number(echo[name], name)) for name in ("press_len", "prompt_tokens", "question_tokens")
         )
+        bytes_kept = int(_number(echo["bytes_kept"], "bytes_kept", MOST_BYTES))
         peak = echo.get("peak_tokens")
         peak_tokens = None if peak is None else int(_number(peak, "peak_tokens"))
         mismatch = _contradiction(echo, asked, measured) or _miscount(
@@ -189,7 +192,10 @@ def kv_use(
     if mismatch:
         return mismatch
     split = _split(asked, press_len, question_tokens)
-    at_the_end = int(max(kept)) + question_tokens + (completion_tokens or 0)
+    if peak_tokens is None:
+        peak_tokens = int(max(kept)) + question_tokens + (completion_tokens or 0)
+    if peak_tokens >= MOST_TOKENS:
+        return f"{peak_tokens} tokens at the end are too many"
     return KVUse(
         method=asked.cell.method,
         requested=split.requested(asked.cell),
@@ -201,22 +207,23 @@ def kv_use(
         prompt_tokens=total,
         question_tokens=question_tokens,
         bytes_kept=bytes_kept,
-        peak_tokens=at_the_end if peak_tokens is None else peak_tokens,
+        peak_tokens=peak_tokens,
         active=split.is_active(asked.cell),
         verified="measured" if measured else "reported",
     )
 
 
 def _numbers(values: object, name: str) -> list[float]:
-    if not isinstance(values, list) or any(type(value) not in (int, float) for value in values):
-        raise ValueError(f"{name} is {str(values)[:40]}")
-    return [float(value) for value in values]
+    if not isinstance(values, list):
+        raise ValueError(f"{name} is {values!r:.40}")
+    return [float(_number(value, name)) for value in values]
 
 
-def _number(value: Any, name: str) -> float:
-    if type(value) not in (int, float) or not 0 <= value < float("inf"):
-        raise ValueError(f"{name} is {value!r}")
-    return float(value)
+def _number(value: Any, name: str, limit: int = MOST_TOKENS) -> int | float:
+    if type(value) not in (int, float) or not 0 <= value < limit:
+        raise ValueError(f"{name} is {value!r:.40}")
+    number: int | float = value
+    return number
 
 
 def _split(asked: Asked, press_len: int, question_tokens: int) -> Split:

@@ -18,8 +18,11 @@ import urllib3
 
 from kv_transition.engines.http_connections import Adapter, clock
 
-#: Statuses after which the same request may succeed.
-TRANSIENT_STATUSES = frozenset({429, 500, 502, 503, 504})
+#: Errors of a server that asking again does not change: it cannot do what was asked, or not in this version of HTTP.
+LASTING_STATUSES = frozenset({501, 505})
+
+#: A shorter key is a placeholder (EMPTY, none) for a server that asks for none, and may well be a word of an answer.
+SHORTEST_KEY = 16
 
 #: Characters of a server's own words in an error.
 QUOTED_CHARACTERS = 200
@@ -71,7 +74,7 @@ class Transport:
 
     Parameters
     ----------
-    api_key : sent as bearer token; taken out of every text that comes back.
+    api_key : sent as bearer token; taken out of every text that comes back, unless it is but a placeholder.
     headers : further headers of every request.
     connect_timeout_s, read_timeout_s : seconds to connect, and between two bytes.
     """
@@ -84,6 +87,7 @@ class Transport:
         read_timeout_s: float = 120.0,
     ) -> None:
         self._api_key = api_key
+        self._secret = api_key if api_key and len(api_key) >= SHORTEST_KEY else None
         bearer = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._headers = {**(headers or {}), **bearer, "Content-Type": "application/json"}
         self._headers |= {"Accept": "application/json, text/event-stream", "Accept-Encoding": "identity"}
@@ -118,8 +122,8 @@ class Transport:
         return self._exchange("POST", url, json.dumps(content).encode(), deadline)
 
     def scrub(self, text: str) -> str:
-        """The text without the key."""
-        return text.replace(self._api_key, HIDDEN) if self._api_key else text
+        """The text without the key; a placeholder is no secret."""
+        return text.replace(self._secret, HIDDEN) if self._secret else text
 
     def _exchange(
         self, method: str, url: str, body: bytes | None, deadline: float
@@ -227,9 +231,7 @@ class Transport:
         code = error.get("code") if isinstance(error, dict) else None
         status = code if isinstance(code, int) and 400 <= code < 600 else None
         words = f"error in the reply: {self._quoted(_message(error), status)}"
-        return Fault(
-            words, "status" if status else "body", transient=code in TRANSIENT_STATUSES, status=status
-        )
+        return Fault(words, "status" if status else "body", transient=may_pass(status), status=status)
 
     def _streamed(self, response: requests.Response, deadline: float) -> Iterator[dict[str, Any] | None]:
         pieces = self._pieces(response, deadline)
@@ -276,7 +278,7 @@ class Transport:
         return Fault(
             f"{words}: {self._quoted(said, status)}" if said.strip() else words,
             "status",
-            transient=status in TRANSIENT_STATUSES,
+            transient=may_pass(status),
             status=status,
             retry_after_s=retry_after(response.headers.get("Retry-After")),
         )
@@ -284,7 +286,7 @@ class Transport:
     def _quoted(self, said: str | bytes, status: int | None = None) -> str:
         """The first of a server's words, without the key and, where the key was refused, without parts of it."""
         text = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
-        text = self.scrub(text)
+        text = self.scrub(whole_text(text))
         if self._api_key and status in (401, 403):
             parts = {self._api_key[:4], self._api_key[-4:]}
             text = re.sub(
@@ -293,6 +295,19 @@ class Transport:
                 text,
             )
         return " ".join(text.split())[:QUOTED_CHARACTERS]
+
+
+def whole_text(text: str) -> str:
+    """The text with halves of characters joined; a half whose other one never came is a replacement character.
+
+    JSON writes a character beyond the first 65536 as two halves, which a server may send in two events or cut apart.
+    """
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def may_pass(status: int | None) -> bool:
+    """Whether the same request may succeed after such a status: too many requests, or the server's own trouble."""
+    return status == 429 or (status is not None and 500 <= status < 600 and status not in LASTING_STATUSES)
 
 
 def event_data(pieces: Iterable[bytes]) -> Iterator[bytes]:

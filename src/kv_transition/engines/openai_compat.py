@@ -26,7 +26,7 @@ from kv_transition.engines.base import (
 )
 from kv_transition.engines.budget_transports import Asked, BudgetTransport, asked_of, kv_use
 from kv_transition.engines.chat_replies import Reply, read_reply
-from kv_transition.engines.http_transport import Fault, Transport
+from kv_transition.engines.http_transport import Fault, Transport, whole_text
 from kv_transition.engines.retries import RetryPolicy, notes_of
 from kv_transition.engines.sweep import FirstToken, Scope
 from kv_transition.errors import ConfigError
@@ -49,7 +49,11 @@ OWN_FIELDS = frozenset(
         "stop_token_texts",
     }
     | {"stream", "stream_options", "n", "kv", "max_cache_tokens", "vllm_xargs"}
+    | {"max_completion_tokens", "ignore_eos", "stop_token_ids", "best_of", "top_k"}
 )
+
+#: No clock shows more.
+LONGEST_S = 2**63
 
 #: Headers with secrets. The configuration is stored beside the results, so none may stand in it.
 SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "api-key", "x-api-key"})
@@ -207,6 +211,8 @@ class OpenAICompatEngine(BaseEngine):
         if isinstance(found, KVUse):
             return found
         if self.require_verified_budget and (asked.cell.budget is not None or _compressed(reply.kv)):
+            if reply.kv is None and reply.end_missing:
+                raise Fault("the stream ended before its kv object", "dropped", transient=True)
             raise Fault(f"server ignored the budget: {self._transport.scrub(found)}", "budget")
         if reply.kv is not None:
             reply.notes.append(f"budget not verified: {self._transport.scrub(found)}")
@@ -214,6 +220,9 @@ class OpenAICompatEngine(BaseEngine):
 
     def _answered(self, reply: Reply, kv: KVUse | None, faults: list[Fault]) -> EngineResult:
         scrub = self._transport.scrub
+        text = scrub(reply.text)
+        if text != reply.text:
+            reply.notes.append("key removed from the answer")
         raw = {
             "attempts": len(faults) + 1,
             "notes": [*notes_of(faults), *reply.notes],
@@ -223,7 +232,7 @@ class OpenAICompatEngine(BaseEngine):
             "timing": _seconds(reply.timing),
         }
         return EngineResult(
-            text=scrub(reply.text),
+            text=text,
             finish_reason=scrub(reply.finish_reason) if reply.finish_reason else None,
             prompt_tokens=reply.tokens("prompt_tokens"),
             completion_tokens=reply.tokens("completion_tokens"),
@@ -272,9 +281,9 @@ def _compressed(echo: Mapping[str, Any] | None) -> bool:
 
 
 def _seconds(timing: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of the server's own clock."""
+    """The numbers of the server's own clock, where they are ones that a clock can show."""
     return {
-        str(name): float(value)
+        whole_text(str(name)): float(value)
         for name, value in timing.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LONGEST_S
     }

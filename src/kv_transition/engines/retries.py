@@ -22,16 +22,16 @@ class RetryPolicy:
     ----------
     max_attempts : requests in all.
     backoff_s, backoff_max_s : the k-th wait is drawn between 0 and min(backoff_max_s, backoff_s * 2**(k - 1)) seconds;
-        a server's Retry-After is kept instead, up to backoff_max_s, plus a draw between 0 and backoff_s, so that not all
+        a server's Retry-After is kept instead, however long, plus a draw between 0 and backoff_s, so that not all
         waiting requests come back at once.
-    total_timeout_s : seconds for all attempts and waits together.
+    total_timeout_s : seconds for all attempts and waits together; a wait that would end beyond them is not begun.
     """
 
     def __init__(
         self, max_attempts: int, backoff_s: float, backoff_max_s: float, total_timeout_s: float
     ) -> None:
         self.total_timeout_s = total_timeout_s
-        self._backoff_s, self._backoff_max_s = backoff_s, backoff_max_s
+        self._max_attempts, self._backoff_s = max_attempts, backoff_s
         self._jitter = tenacity.wait_random_exponential(multiplier=backoff_s, max=backoff_max_s)
         self._retrying = tenacity.Retrying(
             stop=tenacity.stop_any(
@@ -47,7 +47,7 @@ class RetryPolicy:
         asked = fault.retry_after_s if isinstance(fault, Fault) else None
         if asked is None:
             return self._jitter(state)
-        return min(asked, self._backoff_max_s) + random.uniform(0, self._backoff_s)
+        return asked + random.uniform(0, self._backoff_s)
 
     def call(self, attempt: Callable[[float], T], faults: list[Fault]) -> T:
         """The result of the first attempt that has one.
@@ -60,7 +60,7 @@ class RetryPolicy:
         Raises
         ------
         Fault
-            That of the last attempt.
+            That of the last attempt; it says so where the server asked for a longer wait than there was time for.
         """
         deadline = time.monotonic() + self.total_timeout_s
 
@@ -71,7 +71,15 @@ class RetryPolicy:
                 faults.append(fault)
                 raise
 
-        return self._retrying(once)
+        try:
+            return self._retrying(once)
+        except Fault as fault:
+            asked = fault.retry_after_s
+            if not fault.transient or asked is None or len(faults) >= self._max_attempts:
+                raise
+            left = max(deadline - time.monotonic(), 0.0)
+            words = f"{fault}; it asks to wait {asked:g} s, and http.total_timeout_s leaves {left:.3g} s"
+            raise Fault(words, fault.kind, status=fault.status, retry_after_s=asked) from None
 
 
 def notes_of(faults: Sequence[Fault]) -> list[str]:

@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +25,11 @@ log = logging.getLogger(__name__)
 #: Every line begins with its key, so that a reader parses only the lines it wants.
 LINE_START = b'{"key":"'
 KEY_LENGTH = 64
+
+
+def has_answer(row: Mapping[str, Any]) -> bool:
+    """Whether a row holds an answer and no failure."""
+    return not row["result"]["failure"]
 
 
 class Journal:
@@ -42,22 +47,28 @@ class Journal:
         #: Bytes of this writer's file that are whole rows; nobody else writes to it.
         self._size = 0
 
-    def read(self, keys: Collection[str]) -> dict[str, dict[str, Any]]:
-        """Rows of these keys; where a key was answered more than once, the first good answer counts.
+    def read(
+        self, keys: Collection[str], wanted: Callable[[Mapping[str, Any]], bool] = has_answer
+    ) -> dict[str, dict[str, Any]]:
+        """Rows of these keys; where a key was answered more than once, the first wanted row counts.
+
+        Parameters
+        ----------
+        wanted : says of a row whether it is good; where none of a key is, its first row is returned.
 
         Raises
         ------
         UserError
             When the folder or a file in it cannot be read.
         """
-        wanted = {key.encode() for key in keys}
+        encoded = {key.encode() for key in keys}
         found: dict[str, dict[str, Any]] = {}
         try:
             files = sorted(self.folder.glob("*.jsonl"))
             for path in files:
                 with path.open("rb") as lines:
                     for number, line in enumerate(lines, 1):
-                        self._take(line, wanted, found, path, number)
+                        self._take(line, encoded, wanted, found, path, number)
         except OSError as error:
             raise UserError(
                 f"{self.folder}: cannot read the journal ({error.strerror}); nothing was computed"
@@ -66,23 +77,28 @@ class Journal:
 
     @staticmethod
     def _take(
-        line: bytes, wanted: set[bytes], found: dict[str, dict[str, Any]], path: Path, number: int
+        line: bytes,
+        keys: set[bytes],
+        wanted: Callable[[Mapping[str, Any]], bool],
+        found: dict[str, dict[str, Any]],
+        path: Path,
+        number: int,
     ) -> None:
         start = len(LINE_START)
         complete = line.startswith(LINE_START) and line.endswith(b"}\n")
-        if complete and line[start : start + KEY_LENGTH] not in wanted:
+        if complete and line[start : start + KEY_LENGTH] not in keys:
             return
         try:
             if not complete:
                 raise ValueError
             row = json.loads(line.decode("utf-8", "surrogatepass"))
-            key, failed = row["key"], row["result"]["failure"]
+            key, good = row["key"], wanted(row)
         except (ValueError, KeyError, TypeError):
             log.warning(
                 "%s, line %d: dropped a torn journal line; its answer is computed again", path, number
             )
             return
-        if key not in found or (found[key]["result"]["failure"] and not failed):
+        if key not in found or (good and not wanted(found[key])):
             found[key] = row
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:

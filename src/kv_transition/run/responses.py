@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kv_transition.budgets import budget_from_label
+from kv_transition.engines.base import EngineResult
 from kv_transition.engines.text_level import Shortened
 from kv_transition.files import canonical_json, write_parquet
 from kv_transition.run.requests import Request, request_id, run_id
@@ -105,14 +107,44 @@ def response_row(
         "first_token": kv_settings["first_token"],
         "verified": flat.get("verified", "no"),
     }
-    return {name: own[name] if name in own else flat.get(name) for name in COLUMNS}
+    return {
+        name: _fitting(own[name] if name in own else flat.get(name), kind) for name, kind in COLUMNS.items()
+    }
+
+
+def _fitting(value: Any, kind: str) -> Any:
+    """What a column can hold of what a server sent: half a surrogate pair is replaced, a count beyond the type is none."""
+    if kind == "string" and isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if kind.startswith("int") and isinstance(value, int):
+        half = 1 << int(kind.removeprefix("int")) - 1
+        return value if -half <= value < half else None
+    return value
+
+
+def within_budget(request: Request, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A journal row, as a failure where a server read more tokens than the text method's budget gave it.
+
+    The journal keeps the answer as it came: its key has the prompt and not the budget, and asking again changes nothing.
+    """
+    result = row["result"]
+    counted = result["prompt_tokens"]
+    if result["failure"] or request.text is None or (counted or 0) <= request.text.kept_tokens:
+        return row
+    words = (
+        f"the server counts {counted} tokens where {request.text.kept_tokens} were sent: model.path is not its tokenizer or "
+        "template"
+    )
+    failed = asdict(EngineResult.failed(words, counted, result["timings"]["timing_scope"]))
+    return {**row, "result": {**failed, "raw": result["raw"]}}
 
 
 def _of_text(text: Shortened, full_tokens: int, engine: Mapping[str, Any]) -> dict[str, Any]:
     """What a text method's row says otherwise than the engine, for which its prompt was one with the whole cache.
 
-    The cache holds the prompt that was sent and no more, and the engine's own count of it is the proof. The answer to the
-    whole text is the full one, and its time is spent there.
+    The cache holds the prompt that was sent and no more, and the engine's own count of it is the proof: as good as its
+    word for the cache, which a foreign server can only report. The answer to the whole text is the full one, and its time
+    is spent there.
     """
     kept = text.kept_tokens
     found: dict[str, Any] = {"press_len": full_tokens, "active": kept < full_tokens}
@@ -122,12 +154,13 @@ def _of_text(text: Shortened, full_tokens: int, engine: Mapping[str, Any]) -> di
         return found
     # In scope context the engine counts the positions of the context alone, and their bytes.
     counted, counted_bytes = engine.get("kept_mean"), engine.get("bytes_kept")
+    proof = "measured" if engine.get("verified") == "measured" else "reported"
     return found | {
         **dict.fromkeys(("kept_mean", "kept_min", "kept_max"), float(kept)),
         "kept_per_layer": [float(kept)] * len(engine.get("kept_per_layer") or ()) or None,
         "question_tokens": 0,
         "bytes_kept": round(counted_bytes / counted * kept) if counted and counted_bytes else None,
-        "verified": "measured" if engine["prompt_tokens"] == kept else "no",
+        "verified": proof if engine["prompt_tokens"] == kept else "no",
     }
 
 

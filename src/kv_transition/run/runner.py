@@ -22,9 +22,9 @@ from kv_transition.engines.endpoints import build_engine
 from kv_transition.engines.text_level import TEXT_METHODS
 from kv_transition.errors import UserError
 from kv_transition.files import canonical_json
-from kv_transition.run.journal import Journal
+from kv_transition.run.journal import Journal, has_answer
 from kv_transition.run.requests import ExampleRequests, Request, journal_row, requests_of_example
-from kv_transition.run.responses import response_row, write_responses
+from kv_transition.run.responses import response_row, within_budget, write_responses
 from kv_transition.run.served import Served
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,22 @@ class Shard:
     def settled(self) -> dict[str, Any]:
         """The answer slice with the decoding that the protocol makes of it."""
         return {**self.answer, "decoding": self.protocol.decoding(self.answer["decoding"])}
+
+    @property
+    def needs_proof(self) -> bool:
+        """Whether a server has to confirm the budget of its answers."""
+        http = self.answer.get("http") if self.answer["engine"]["kind"] == "openai_compat" else None
+        return bool(http and http["require_verified_budget"])
+
+    def counts(self, row: Mapping[str, Any]) -> bool:
+        """Whether a journal row is an answer of this shard; one without the proof that it needs is asked for again."""
+        proved = row["budget"] == "full" or row["result"]["kv"] is not None
+        return has_answer(row) and (proved or not self.needs_proof)
+
+    def answered(self, request: Request, known: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
+        """A request's journal row as the settings judge it; None where nothing was asked."""
+        row = None if request.key is None else known[request.key]
+        return within_budget(request, row) if row and self.needs_proof else row
 
     def examples(self) -> list[Example]:
         """The shard's examples, in the manifest's order."""
@@ -119,7 +135,7 @@ def infer_shard(
     work = shard.requests(list(outputs))
     keys = {str(request.key) for example in work for request in example.asked}
     with shard.journal(run["journal_dir"]) as journal:
-        known = {key: row for key, row in journal.read(keys).items() if not row["result"]["failure"]}
+        known = {key: row for key, row in journal.read(keys, shard.counts).items() if shard.counts(row)}
         asked = sum(len(example.asked) for example in work)
         lacking = [example for example in work if any(request.key not in known for request in example.asked)]
         missing = len(keys - known.keys())
@@ -134,7 +150,7 @@ def infer_shard(
     limit = float(shard.answer["engine"]["unknown_token_limit"])
     for row in known.values():
         check_vocabulary(row["result"]["raw"], limit, row["example_id"])
-    _check_failures(shard.manifest.task, work, known, run)
+    _check_failures(shard, work, known, run)
     _write(shard, work, known, outputs)
     return missing
 
@@ -199,7 +215,7 @@ def _write(
     rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for example in work:
         for request in example.requests:
-            answered = known[request.key] if request.key is not None else None
+            answered = shard.answered(request, known)
             row = response_row(manifest.experiment, manifest.task, request, answered, shard.answer["kv"])
             rows[request.method, request.budget].append(row)
     for cell, path in outputs.items():
@@ -207,16 +223,19 @@ def _write(
 
 
 def _check_failures(
-    task: str, work: Sequence[ExampleRequests], known: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any]
+    shard: Shard,
+    work: Sequence[ExampleRequests],
+    known: Mapping[str, Mapping[str, Any]],
+    run: Mapping[str, Any],
 ) -> None:
     failed: dict[tuple[str, str], list[str]] = defaultdict(list)
     counts: dict[tuple[str, str], int] = defaultdict(int)
     for request in (request for example in work for request in example.asked):
         cell = request.method, request.budget
         counts[cell] += 1
-        result = known[str(request.key)]["result"]
-        if result["failure"]:
-            failed[cell].append(f"{result['failure']}: {result['error']}")
+        row = shard.answered(request, known)
+        if row and row["result"]["failure"]:
+            failed[cell].append(f"{row['result']['failure']}: {row['result']['error']}")
     for cell, errors in failed.items():
         reference = cell[0] in UNCOMPRESSED
         if reference and run["allow_failed_reference"]:
@@ -225,6 +244,6 @@ def _check_failures(
         if len(errors) > limit * counts[cell]:
             key = "run.allow_failed_reference" if reference else "run.max_failure_rate"
             raise UserError(
-                f"{task} {cell[0]} {cell[1]}: {len(errors)} of {counts[cell]} requests failed, which {key} does not allow; "
+                f"{shard.manifest.task} {cell[0]} {cell[1]}: {len(errors)} of {counts[cell]} requests failed, which {key} does not allow; "
                 f"the first: {errors[0]}. Good answers are in the journal; run the same command again to retry the others"
             )
