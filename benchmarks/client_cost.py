@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
 import json
+import queue
 import re
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,10 +58,29 @@ ENGINE: dict[str, Any] = {
 }
 
 
+class Punctual(threading.Thread):
+    """Calls back after the latency to a tenth of a millisecond; the event loop's own timers round up to the next one."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, latency_s: float) -> None:
+        super().__init__(daemon=True)
+        self.loop, self.latency_s = loop, latency_s
+        self.waiting: queue.SimpleQueue[tuple[float, Callable[[bytes], None], bytes]] = queue.SimpleQueue()
+
+    def add(self, write: Callable[[bytes], None], reply: bytes) -> None:
+        """Write the reply when the latency is over."""
+        self.waiting.put((time.monotonic() + self.latency_s, write, reply))
+
+    def run(self) -> None:
+        while True:
+            due, write, reply = self.waiting.get()
+            time.sleep(max(due - time.monotonic(), 0.0))
+            self.loop.call_soon_threadsafe(write, reply)
+
+
 class Answering(asyncio.Protocol):
     """Answers every request after the latency with the same bytes."""
 
-    latency_s: float
+    later: Punctual
     streamed: bytes
     whole: bytes
 
@@ -80,7 +100,7 @@ class Answering(asyncio.Protocol):
             self.reply = self.streamed if b"event-stream" in head and self.streams else self.whole
         if not self.missing:
             self.received = b""
-            asyncio.get_running_loop().call_later(self.latency_s, self.transport.write, self.reply)
+            self.later.add(self.transport.write, self.reply)
 
     streams = True
 
@@ -122,7 +142,8 @@ def reply_of(streamed: bool, pieces: int) -> bytes:
 
 async def serve(latency_s: float, streamed: bool, pieces: int) -> None:
     """Print the port, and answer until killed."""
-    Answering.latency_s, Answering.streams = latency_s, streamed
+    Answering.later, Answering.streams = Punctual(asyncio.get_running_loop(), latency_s), streamed
+    Answering.later.start()
     Answering.streamed, Answering.whole = reply_of(True, pieces), reply_of(False, pieces)
     server = await asyncio.get_running_loop().create_server(Answering, "127.0.0.1", 0, backlog=256)
     print(server.sockets[0].getsockname()[1], flush=True)
@@ -175,7 +196,7 @@ def run(base_url: str, streamed: bool, concurrency: int, items: int, size: int) 
         return engine.generate(task[1], cell, decoding, task[0])
 
     def record(task: tuple[str, Prompt], result: EngineResult) -> Mapping[str, Any]:
-        row = {"key": sha256_text(task[0]), "example_id": task[0], "result": dataclasses.asdict(result)}
+        row = {"key": sha256_text(task[0]), "example_id": task[0], "result": result.as_row()}
         return {
             **row,
             "engine": engine.provenance(),

@@ -139,6 +139,14 @@ class EngineResult:
     error: str | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)
 
+    def as_row(self) -> dict[str, Any]:
+        """The result as a JSON object: what the journal keeps. Nothing is copied."""
+        return {
+            **vars(self),
+            "kv": None if self.kv is None else dict(vars(self.kv)),
+            "timings": dict(vars(self.timings)),
+        }
+
     @classmethod
     def failed(
         cls,

@@ -158,9 +158,8 @@ def _complete(reply: Reply) -> bool:
 
 def _take_facts(reply: Reply, event: Mapping[str, Any]) -> None:
     """What stands beside the choices, on whichever event it comes."""
-    for name in FACTS.keys() & event.keys():
-        value = event[name]
-        if isinstance(value, FACTS[name]):
+    for name, kind in FACTS.items():
+        if name in event and isinstance(value := event[name], kind):
             setattr(reply, name, whole_text(value) if isinstance(value, str) else value)
 
 

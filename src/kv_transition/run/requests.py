@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kv_transition.budgets import budget_from_label, parse_budget
@@ -222,7 +222,7 @@ def journal_row(request: Request, result: EngineResult, provenance: Mapping[str,
         "budget": cell.label,
         "replicate": cell.replicate,
         "prompt_hash": request.prompt_hash,
-        "result": asdict(result),
+        "result": result.as_row(),
         "attempts": int(result.raw.get("attempts", 1)),
         "engine": dict(provenance),
         "host": socket.gethostname(),

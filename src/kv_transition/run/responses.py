@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +134,7 @@ def within_budget(request: Request, row: Mapping[str, Any]) -> Mapping[str, Any]
         f"the server counts {counted} tokens where {request.text.kept_tokens} were sent: model.path is not its tokenizer or "
         "template"
     )
-    failed = asdict(EngineResult.failed(words, counted, result["timings"]["timing_scope"]))
+    failed = EngineResult.failed(words, counted, result["timings"]["timing_scope"]).as_row()
     return {**row, "result": {**failed, "raw": result["raw"]}}
 
 
