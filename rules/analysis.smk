@@ -1,12 +1,31 @@
 """
 REQUIRED INPUTS: scores and manifests of all tasks.
-OUTPUTS: results/<id>/analysis/{bin_stats,retention,transition}.parquet, results/<id>/figures/*.{svg,png,csv,txt}
+OUTPUTS: results/<id>/analysis/*.parquet (TABLES), results/<id>/figures/*.{svg,png,csv,txt} (PLOTS, each for every task)
 """
 
 SCORES = expand(FILES.scores("{task}"), task=TASKS)
 MANIFESTS = expand(FILES.manifest("{task}"), task=TASKS)
-TABLES = ["bin_stats", "retention", "transition"]
-PLOTS = ["score_vs_budget", "heatmap", "transition_vs_length"]
+TABLES = [
+    "bin_stats",
+    "retention",
+    "transition",
+    "paired_tests",
+    "lossless",
+    "effect_models",
+    "macro",
+    "costs",
+]
+PLOTS = [
+    "score_vs_budget",
+    "retention_vs_budget",
+    "transition_vs_length",
+    "collapse",
+    "heatmap",
+    "forest",
+    "failures",
+    "latency",
+    "pareto",
+]
 
 
 rule bin_stats:
@@ -57,8 +76,58 @@ rule transition:
         "../scripts/transition.py"
 
 
+rule paired_tests:
+    """Differences between budgets and between methods, and the smallest budget that is shown to be lossless."""
+    input:
+        scores=SCORES,
+        manifests=MANIFESTS,
+    output:
+        table=FILES.analysis("paired_tests"),
+        lossless=FILES.analysis("lossless"),
+    log:
+        FILES.log("paired_tests"),
+    params:
+        analysis=slices.table_slice(settings, "paired_tests"),
+        code=code_version("paired_tests"),
+    script:
+        "../scripts/paired_tests.py"
+
+
+rule effect_models:
+    """How the transition moves with prompt length, what methods and budgets do, and means over tasks."""
+    input:
+        scores=SCORES,
+        manifests=MANIFESTS,
+    output:
+        table=FILES.analysis("effect_models"),
+        macro=FILES.analysis("macro"),
+    log:
+        FILES.log("effect_models"),
+    params:
+        analysis=slices.table_slice(settings, "effect_models"),
+        code=code_version("effect_models"),
+    script:
+        "../scripts/effect_models.py"
+
+
+rule costs:
+    """Time, tokens and cache bytes of every cell in every length bin."""
+    input:
+        responses=RESPONSES,
+        manifests=MANIFESTS,
+    output:
+        table=FILES.analysis("costs"),
+    log:
+        FILES.log("costs"),
+    params:
+        analysis=slices.table_slice(settings, "costs"),
+        code=code_version("costs"),
+    script:
+        "../scripts/costs.py"
+
+
 rule plot_figures:
-    """The figures of a task: score against budget, bins by budgets, transition budget against length."""
+    """The figures of a task: scores, retention, transitions, differences, failures and costs."""
     input:
         **{table: FILES.analysis(table) for table in TABLES},
         scores=FILES.scores("{task}"),

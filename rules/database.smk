@@ -9,12 +9,7 @@ rule assemble_database:
     input:
         **{table: FILES.analysis(table) for table in TABLES},
         manifests=MANIFESTS,
-        responses=expand(
-            FILES.responses("{task}", "{cell}", "{shard}"),
-            task=TASKS,
-            cell=CELLS,
-            shard=SHARDS,
-        ),
+        responses=RESPONSES,
         scores=SCORES,
     output:
         database=paths.db_path(settings.experiment.id, settings.db.path),

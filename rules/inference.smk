@@ -7,6 +7,10 @@ The parameters hold what determines an answer, never the lists of methods, budge
 outputs, removing one reruns nothing, and the journal decides what is computed.
 """
 
+RESPONSES = expand(
+    FILES.responses("{task}", "{cell}", "{shard}"), task=TASKS, cell=CELLS, shard=SHARDS
+)
+
 if settings.engine.kind == "published":
 
     def published_sha256(wildcards):
@@ -89,9 +93,4 @@ else:
 rule all_responses:
     """Target: every answer (command `run`)."""
     input:
-        expand(
-            FILES.responses("{task}", "{cell}", "{shard}"),
-            task=TASKS,
-            cell=CELLS,
-            shard=SHARDS,
-        ),
+        RESPONSES,

@@ -12,7 +12,7 @@ with job(snakemake) as j:
         manifests=list(j.input.manifests),
         responses=list(j.input.responses),
         scores=list(j.input.scores),
-        bin_stats=j.input.bin_stats,
-        retention=j.input.retention,
-        transition=j.input.transition,
+        tables={
+            name: path for name, path in j.input.items() if name not in ("manifests", "responses", "scores")
+        },
     )

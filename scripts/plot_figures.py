@@ -1,4 +1,4 @@
-"""Plot a task: analysis tables in; score against budget, heat map and transition against length out."""
+"""Plot a task: scores and analysis tables in, its figures out."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from kv_transition.run.script import job
 with job(snakemake) as j:
     draw_task(
         j.wildcards.task,
-        tables={name: j.input[name] for name in ("bin_stats", "retention", "transition")},
+        tables={name: path for name, path in j.input.items() if name != "scores"},
         scores=j.input.scores,
         folder=Path(j.output[0]).parent,
         settings=j.params.figure,

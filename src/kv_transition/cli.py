@@ -1,4 +1,4 @@
-"""The command line: check a configuration, build one stage of the workflow, score and compare predictions files."""
+"""The command line: check a configuration, build one stage of the workflow, score, compare and analyse what exists."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ STAGES = {
     "analyze": ("all_analysis", "tables and figures"),
     "report": ("all_reports", "report and database"),
 }
+
+#: Options of `analyze --scores`.
+ANALYZE_OPTIONS = ("scores", "out", "policy", "seed", "tau", "delta", "conf", "replicates")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
         )
         if name == "score":
             _add_scoring_of_predictions(stage)
+        if name == "analyze":
+            _add_analysis_of_scores(stage)
     compare = add("compare", "Compare two predictions files or folders row by row, B against A.")
     compare.add_argument("a", metavar="A", help="<task>.jsonl, or a folder of such files")
     compare.add_argument("b", metavar="B", help="the same kind")
@@ -97,6 +102,36 @@ def _add_scoring_of_predictions(command: argparse.ArgumentParser) -> None:
     group.add_argument("--overwrite", action="store_true", help="replace a result.json that has other scores")
 
 
+def _add_analysis_of_scores(command: argparse.ArgumentParser) -> None:
+    """The other form of `analyze`, `analyze --scores TABLE`, which needs no configuration."""
+    command.usage = (
+        "kv-transition analyze [-c FILE] [--override a.b=v] [...]\n"
+        "       kv-transition analyze --scores TABLE --out DIR [options]"
+    )
+    command.description = (
+        f"{command.description} Or, with --scores: every table of the analysis from a table of scores."
+    )
+    group = command.add_argument_group("a table of scores, instead of a configuration")
+    group.add_argument(
+        "--scores",
+        metavar="TABLE",
+        help="Parquet or CSV with the columns example_id, cluster_id, bin_idx, token_len, method, budget, score, failure",
+    )
+    group.add_argument("--out", metavar="DIR", help="folder for the tables and analysis.json")
+    group.add_argument(
+        "--policy",
+        choices=("zero", "exclude"),
+        help="failed requests count as 0 (zero, default) or as missing, in analysis.json; the tables hold both",
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="root seed of the bootstrap (default: 42)")
+    group.add_argument(
+        "--tau", type=float, nargs="+", metavar="T", help="levels of retention (default: 0.9 0.95)"
+    )
+    group.add_argument("--delta", type=float, metavar="D", help="margin of 'lossless' (default: 0.05)")
+    group.add_argument("--conf", type=float, metavar="P", help="confidence level (default: 0.95)")
+    group.add_argument("--replicates", type=int, metavar="B", help="bootstrap replicates (default: 10000)")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -112,6 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if known.command == "score" and _is_of_predictions(known):
             return _score(known, rest)
+        if known.command == "analyze" and any(getattr(known, name) is not None for name in ANALYZE_OPTIONS):
+            return _analyze(known, rest)
         if rest and known.command not in STAGES:
             parser().error(f"unrecognized arguments: {' '.join(rest)}")
         if known.command == "compare":
@@ -157,6 +194,24 @@ def _score(known: argparse.Namespace, rest: list[str]) -> int:
         bins=known.longbench_e,
         gold=known.gold,
         overwrite=known.overwrite,
+    )
+
+
+def _analyze(known: argparse.Namespace, rest: list[str]) -> int:
+    """`analyze` on a table of scores; every option of the other form is a mistake here."""
+    from kv_transition.commands.analyze import analyze
+
+    if known.configfile or known.override:
+        parser().error(
+            "analyze: a table of scores is analysed without -c and --override; give either these or --scores"
+        )
+    if rest:
+        parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    for name, what in (("scores", "the table of scores"), ("out", "the folder for the results")):
+        if getattr(known, name) is None:
+            parser().error(f"analyze: name {what} with --{name}")
+    return analyze(
+        known.scores, **{name: getattr(known, name) for name in ANALYZE_OPTIONS if name != "scores"}
     )
 
 

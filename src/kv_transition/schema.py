@@ -96,7 +96,12 @@ class Analysis(Section):
     transition_replicates: int = Field(
         2_000, ge=100, description="Replicates for the interpolated transition."
     )
-
+    fit_replicates: int = Field(
+        2_000, ge=100, description="Replicates for the logistic curve; at most transition_replicates."
+    )
+    collapse_replicates: int = Field(
+        1_000, ge=100, description="Replicates for the exponent of prompt length (alpha1)."
+    )
     max_infrastructure_failures: float = Field(
         0.05,
         ge=0,
@@ -116,6 +121,11 @@ class Analysis(Section):
             raise ValueError("tau: each level must be above 0 and at most 1")
         if len(set(self.tau)) != len(self.tau):
             raise ValueError("tau: a level is named twice")
+        if self.fit_replicates > self.transition_replicates:
+            raise ValueError(
+                f"fit_replicates: {self.fit_replicates} is more than transition_replicates "
+                f"({self.transition_replicates}), whose resamples it takes; lower it or raise them"
+            )
         return self
 
 
@@ -207,9 +217,10 @@ class Settings(Section):
                 )
             return self._fits_records()
         self.kv.check_windows()
+        self.kv.check_engine(self.engine)
         if self.engine.kind == "openai_compat":
             return self._fits_server()
-        if self.model.path is None:
+        if self.model.path is None and self.engine.kind != "kvpress":
             raise ValueError(f"model.path: engine.kind {self.engine.kind} needs the folder of a model")
         if self.record_source == "published":
             raise ValueError("dataset.source: published goes with engine.kind published only")

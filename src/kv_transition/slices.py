@@ -20,7 +20,7 @@ def answer_slice(settings: Settings, task: str) -> dict[str, Any]:
     methods = configured_parameters(settings.kv.model_dump())
     by_task = settings.decoding.max_new_tokens_by_task
     return {
-        "engine": settings.engine.model_dump(mode="json"),
+        "engine": engine_slice(settings),
         "model": settings.model.model_dump(mode="json"),
         "kv": {"scope": settings.kv.scope, "first_token": settings.kv.first_token, "methods": methods},
         "protocol": protocol_slice(settings, task),
@@ -30,6 +30,12 @@ def answer_slice(settings: Settings, task: str) -> dict[str, Any]:
             "stop": list(settings.decoding.stop),
         },
     }
+
+
+def engine_slice(settings: Settings) -> dict[str, Any]:
+    """What says which engine answers; only kvpress has a choice of device and attention."""
+    own = {"device", "attn_implementation"} if settings.engine.kind != "kvpress" else set()
+    return settings.engine.model_dump(mode="json", exclude=own)
 
 
 def published_slice(settings: Settings) -> dict[str, Any]:
@@ -94,7 +100,10 @@ def table_slice(settings: Settings, table: str) -> dict[str, Any]:
     keys = {
         "bin_stats": ("bootstrap_replicates",),
         "retention": ("bootstrap_replicates", "delta"),
-        "transition": ("transition_replicates", "tau", "min_active_share"),
+        "transition": ("transition_replicates", "fit_replicates", "tau", "min_active_share"),
+        "paired_tests": ("delta", "min_active_share"),
+        "effect_models": ("bootstrap_replicates", "collapse_replicates", "min_active_share"),
+        "costs": ("bootstrap_replicates",),
     }[table]
     common = ("conf", "seed", "max_infrastructure_failures")
     return {"policies": list(POLICIES), **settings.analysis.model_dump(mode="json", include={*common, *keys})}
@@ -108,7 +117,10 @@ def figure_slice(settings: Settings) -> dict[str, Any]:
         "analysis": ("policy", "tau", "conf", "min_active_share", "max_infrastructure_failures"),
         "output": ("figure_dpi",),
     }
-    chosen = {section: {key: resolved[section][key] for key in names} for section, names in keys.items()}
+    chosen: dict[str, Any] = {
+        section: {key: resolved[section][key] for key in names} for section, names in keys.items()
+    }
+    chosen["concurrency"] = settings.http.concurrency if settings.engine.kind == "openai_compat" else None
     if settings.engine.kind == "published":
         chosen["kv"] = dict.fromkeys(keys["kv"], "unknown")
     return chosen

@@ -10,6 +10,8 @@ CFG = {
     "seed": 42,
     "bootstrap_replicates": 300,
     "transition_replicates": 200,
+    "fit_replicates": 200,
+    "collapse_replicates": 100,
     "policies": ["zero", "exclude"],
     "max_infrastructure_failures": 0.05,
     "min_active_share": 0.5,

@@ -9,6 +9,11 @@ import pytest
 from task_files import DATASET, failed, response, write_manifest, write_shard, write_shard_at
 
 from kv_transition import files
+from kv_transition.analysis.costs import COSTS
+from kv_transition.analysis.effect_models import EFFECT_MODELS
+from kv_transition.analysis.lossless import LOSSLESS
+from kv_transition.analysis.macro import MACRO
+from kv_transition.analysis.paired_tests import PAIRED_TESTS
 from kv_transition.db import arrow_rows, dao
 from kv_transition.db import assemble as assemble_module
 from kv_transition.db.assemble import assemble
@@ -104,6 +109,28 @@ def cell_row(method, budget, **values):
     return keys | {"budget": label, "budget_value": budget} | values
 
 
+#: Name -> (columns, rows): a row each, but for means over tasks, of which one task has none.
+FURTHER_TABLES = {
+    "paired_tests": (
+        list(PAIRED_TESTS),
+        [
+            {"dataset": DATASET, "task": "trivia", "policy": "zero", "kind": "full", "bin_idx": -1}
+            | {"method_a": "full", "budget_a": "full", "method_b": "snapkv", "budget_b": "64", "diff": -0.5}
+        ],
+    ),
+    "lossless": (list(LOSSLESS), [cell_row("snapkv", 64, status="not_demonstrated", tested=[64.0])]),
+    "effect_models": (
+        list(EFFECT_MODELS),
+        [
+            {"dataset": DATASET, "task": "trivia", "policy": "zero", "model": "collapse", "method": "snapkv"}
+            | {"term": "alpha1", "estimate": 1.0, "label": "relative"}
+        ],
+    ),
+    "macro": (list(MACRO), []),
+    "costs": (list(COSTS), [cell_row("snapkv", 64, latency_median=0.05)]),
+}
+
+
 def write_analysis(path, columns, rows):
     """An analysis file with the columns in which `rows` say nothing null."""
     names = [*columns, *(name for row in rows for name in row if name not in columns)]
@@ -133,32 +160,38 @@ class Experiment:
             "manifests": [manifest],
             "responses": [write_shard(folder / "responses", rows) for rows in runs],
             "scores": [folder / "scores" / "trivia.parquet"],
-            "bin_stats": write_analysis(
-                folder / "bin_stats.parquet",
-                BIN_STATS,
-                [
-                    cell_row("full", None, n=4, mean=1.0, unreliable=False),
-                    cell_row("snapkv", 64, n=4, mean=0.5, unreliable=True),
-                ],
-            ),
-            "retention": write_analysis(
-                folder / "retention.parquet", RETENTION, [cell_row("snapkv", 64, R=0.5, status="ok")]
-            ),
-            "transition": write_analysis(
-                folder / "transition.parquet",
-                TRANSITION,
-                [
-                    {
-                        "dataset": DATASET,
-                        "task": "trivia",
-                        "method": "snapkv",
-                        "bin_idx": -1,
-                        "policy": "zero",
-                    }
-                    | {"tau": tau, "T_point": ">64", "p_upper": [0.5, math.nan], "budgets": [8.0, 64.0]}
-                    for tau in (0.9, 0.95)
-                ],
-            ),
+            "tables": {
+                "bin_stats": write_analysis(
+                    folder / "bin_stats.parquet",
+                    BIN_STATS,
+                    [
+                        cell_row("full", None, n=4, mean=1.0, unreliable=False),
+                        cell_row("snapkv", 64, n=4, mean=0.5, unreliable=True),
+                    ],
+                ),
+                "retention": write_analysis(
+                    folder / "retention.parquet", RETENTION, [cell_row("snapkv", 64, R=0.5, status="ok")]
+                ),
+                "transition": write_analysis(
+                    folder / "transition.parquet",
+                    TRANSITION,
+                    [
+                        {
+                            "dataset": DATASET,
+                            "task": "trivia",
+                            "method": "snapkv",
+                            "bin_idx": -1,
+                            "policy": "zero",
+                        }
+                        | {"tau": tau, "T_point": ">64", "p_upper": [0.5, math.nan], "budgets": [8.0, 64.0]}
+                        for tau in (0.9, 0.95)
+                    ],
+                ),
+                **{
+                    name: write_analysis(folder / f"{name}.parquet", columns, rows)
+                    for name, (columns, rows) in FURTHER_TABLES.items()
+                },
+            },
         }
         self.score()
 
@@ -207,6 +240,11 @@ def test_every_table_has_the_rows_of_its_files(experiment):
         "bin_stats": 2,
         "retention": 1,
         "transition_summary": 2,
+        "paired_tests": 1,
+        "lossless": 1,
+        "effect_models": 1,
+        "macro": 0,
+        "costs": 1,
     }
 
 
@@ -281,7 +319,7 @@ def test_the_schema_has_every_documented_analysis_column(experiment):
 
 def test_a_further_column_of_an_analysis_file_is_kept(experiment):
     rows = [cell_row("snapkv", 64, isotonic=[0.5, None], note="x", is_odd=True, count=3, share=0.5)]
-    write_analysis(experiment.inputs["retention"], RETENTION, rows)
+    write_analysis(experiment.inputs["tables"]["retention"], RETENTION, rows)
     experiment.assemble()
     assert experiment.query("SELECT isotonic, note, is_odd, count, share FROM retention") == [
         ([0.5, None], "x", True, 3, 0.5)
@@ -342,7 +380,7 @@ def broken(experiment, name):
     full = inputs["responses"][0]
     other = experiment.folder / "other.parquet"
     if name == "absent":
-        return {"bin_stats": experiment.folder / "none.parquet"}, r"none\.parquet: no such file"
+        return {"tables": {"bin_stats": experiment.folder / "none.parquet"}}, r"none\.parquet: no such file"
     if name == "unreadable":
         other.write_bytes(b"PAR1")
         return {"scores": [other]}, r"other\.parquet: not readable"
@@ -366,7 +404,7 @@ def broken(experiment, name):
         write_shard_at(full, rows)
         return {}, "the scores are not of these responses: request .* has another failure"
     if name == "lacking column":
-        write_analysis(inputs["retention"], RETENTION[:-1], [])
+        write_analysis(inputs["tables"]["retention"], RETENTION[:-1], [])
         return {}, r"retention\.parquet: lacks the columns length_unit"
     raise AssertionError(name)
 

@@ -20,7 +20,8 @@ from kv_transition.data.normalize import (
     write_examples,
 )
 from kv_transition.data.prompts import Prompt
-from kv_transition.data.protocol import TaskProtocol
+from kv_transition.data.protocol import TaskProtocol, own_protocol
+from kv_transition.data.tokenizer import ModelTokenizer
 from kv_transition.errors import UserError
 
 
@@ -101,6 +102,19 @@ def test_token_len_counts_the_prompt_of_the_protocol() -> None:
     )
     [example] = normalize_records([record()], "hotpotqa", Characters(), official)
     assert example.token_len == len("<A story.|Who?>")
+
+
+def test_a_prompt_that_was_cut_counts_as_the_limit_so_that_cut_prompts_share_a_bin(root: Path) -> None:
+    """Tokenised again they differ by a token or two, which is noise and no length."""
+    tokenizer = ModelTokenizer(root / "resources" / "tiny-reader")
+    limit = 120
+    protocol = own_protocol("qasper", limit)
+    records = [record(_id=str(n), context="the amber river stone . " * n) for n in (2, 60, 61, 90)]
+    examples = normalize_records(records, "qasper", tokenizer, protocol, tokenizer)
+    assert [example.token_len for example in examples[1:]] == [limit] * 3
+    assert examples[0].token_len < limit
+    prompts = [protocol.prompt("Who?", one["context"], tokenizer) for one in records[1:]]
+    assert len({tokenizer.count(prompt) for prompt in prompts} | {limit}) > 1, "they do differ when counted again"
 
 
 def test_the_records_own_length_can_be_the_token_len() -> None:

@@ -2,40 +2,14 @@
 
 import json
 from math import isnan
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
+from golden_tables import CASES, CFG, golden_table, row_of
 
 from kv_transition.analysis.aggregate import bin_stats, retention
 from kv_transition.analysis.gates import reference_gate
 from kv_transition.analysis.transition import transition
-from kv_transition.files import read_parquet
-
-CASES = ["d01_relative.zero", "d05_missing_failures.zero", "d05_missing_failures.exclude"]
-CFG = {
-    "conf": 0.95,
-    "tau": [0.9, 0.95],
-    "delta": 0.05,
-    "seed": 42,
-    "bootstrap_replicates": 10_000,
-    "transition_replicates": 2_000,
-    "policies": ["zero", "exclude"],
-    "max_infrastructure_failures": 0.05,
-    "min_active_share": 0.5,
-}
-
-
-def golden_table(folder: Path, name: str):
-    """A worked table in the analysis' form, and its clusters."""
-    raw = read_parquet(folder / "stats_golden" / f"{name}.parquet")
-    labels = ["full" if pd.isna(b) else str(int(b)) for b in raw["budget"]]
-    table = raw.assign(
-        dataset=name, task="task", budget=labels, budget_value=raw["budget"].astype("Float64").astype(float)
-    )
-    groups = raw.groupby("bin_idx")["cluster_id"]
-    return table, {(name, int(idx)): sorted(set(ids)) for idx, ids in groups}
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +32,6 @@ def case(request, shared, worked):
     name, policy = request.param.split(".")
     expected = json.loads((shared / "stats_golden" / f"{request.param}.expected.json").read_text())
     return expected, *(frame[frame["policy"] == policy] for frame in worked(name))
-
-
-def row_of(frame, expected, **more):
-    keys = {"method": expected["method"], "bin_idx": expected["bin_idx"], **more}
-    if "budget" in expected:
-        keys["budget"] = "full" if expected["budget"] is None else str(expected["budget"])
-    found = frame[np.logical_and.reduce([frame[k] == v for k, v in keys.items()])]
-    assert len(found) == 1, keys
-    return found.iloc[0]
 
 
 def test_cells_agree(case):

@@ -17,6 +17,8 @@ bin_stats, beside the keys
     n_reference_failed      selected examples left out because their reference failed
     n_<failure label>       examples with that label, e.g. n_timeout; of several replicates the first label counts
     n_straddling_clusters   (bin_idx -1) clusters with examples in more than one bin
+    truncated_frac          share of the bin's examples whose prompt was cut to the model's limit; null where not known
+    mean_missing_0, mean_missing_1  bounds of the mean over all selected examples: those without a score count 0, or 1
     active_frac             share of the bin's examples in which the budget is below the prompt; null for full and no_context
     unreliable              more than `max_infrastructure_failures` of the cell timed out or failed in the engine
     verified_frac           share of examples whose kept tokens were measured in the cache
@@ -80,12 +82,12 @@ BIN_STATS: Columns = {
     **columns("int64", "n_infeasible n_not_applicable"),
     **columns("float64", "infeasible_frac"),
     **columns("int64", "n_straddling_clusters"),
-    **columns("float64", "active_frac"),
+    **columns("float64", "truncated_frac active_frac"),
     **columns("bool", "unreliable"),
     **columns("float64", "verified_frac kept_min kept_mean kept_max"),
     **columns("float64", "token_len_min token_len_median token_len_max"),
     **columns("string", "bin_name"),
-    **columns("float64", "mean se lo hi boot_lo boot_hi em_mean f1_mean"),
+    **columns("float64", "mean se lo hi boot_lo boot_hi mean_missing_0 mean_missing_1 em_mean f1_mean"),
     **columns("string", "status"),
     **ABOUT,
 }
@@ -106,7 +108,20 @@ RETENTION: Columns = {
 }
 
 #: What a cell has not where nothing was asked.
-_ESTIMATES = ("mean", "se", "lo", "hi", "boot_lo", "boot_hi", "em_mean", "f1_mean")
+_ESTIMATES = (
+    *(
+        "mean",
+        "se",
+        "lo",
+        "hi",
+        "boot_lo",
+        "boot_hi",
+        "mean_missing_0",
+        "mean_missing_1",
+        "em_mean",
+        "f1_mean",
+    ),
+)
 _RATIOS = (
     *("R", "R_lo", "R_hi", "R0", "R0_lo", "R0_hi", "diff", "diff_se", "diff_lo", "diff_hi", "diff_p"),
     *("ni_p", "tost_p", "mde", "boot_lo", "boot_hi"),
@@ -151,6 +166,7 @@ def _bin_stats_rows(data: DatasetScores, cfg: Mapping[str, Any]) -> Iterator[Row
             "n_straddling_clusters": data.straddling_clusters() if bin_idx == POOLED else 0,
             "n_reference_failed": data.n_reference_failed(bin_idx),
             "bin_name": data.bin_names.get(bin_idx, ""),
+            "truncated_frac": reduced(np.mean, data.truncated[members]),
         }
         for policy, block in zip(groups, np.split(totals, len(groups)), strict=True):
             measures = {name: data.under(policy, name)[:, members] for name in ("score", "em", "f1")}
@@ -191,6 +207,8 @@ def _mean(measures: Mapping[str, Array], clusters: Indices, conf: float) -> Row:
         "lo": interval.lo,
         "hi": interval.hi,
         "status": interval.status,
+        "mean_missing_0": reduced(np.mean, np.where(scored, measures["score"], 0.0)),
+        "mean_missing_1": reduced(np.mean, np.where(scored, measures["score"], 1.0)),
         "em_mean": reduced(np.mean, measures["em"][scored]),
         "f1_mean": reduced(np.mean, measures["f1"][scored]),
     }

@@ -67,6 +67,7 @@ class DatasetScores:
     extra : em, f1, kept_min, kept_mean, kept_max, measured (1 where the kept tokens were measured); infeasible,
         not_applicable (1 where nothing was asked for that reason, else 0).
     label : index into LABELS of the failure label, NO_LABEL without one, ABSENT where there is no such row.
+    truncated : (examples,) 1 where the prompt lost its middle to the model's limit, nan where that is not known.
     reference_failed : (bins) -> examples left out of every cell because `full` or `no_context` failed for them.
     about : protocol, metric and length_unit, "" where the table does not say.
     bin_names : what a bin is called where its limits are not token_len.
@@ -87,6 +88,7 @@ class DatasetScores:
     active: Array
     press_len: Array
     extra: dict[str, Array]
+    truncated: Array
     reference_failed: dict[int, int]
     about: dict[str, str]
     bin_names: dict[int, str]
@@ -229,6 +231,9 @@ def dataset_scores(rows: pd.DataFrame, clusters: Clusters, dataset: str, task: s
         ),
         press_len=press_len,
         extra=extra,
+        truncated=examples["truncated"].to_numpy(dtype=np.float64)
+        if "truncated" in examples
+        else np.full(len(examples), np.nan),
         reference_failed=reference_failed,
         about=about,
         bin_names=dict(zip(rows["bin_idx"], rows["bin_name"], strict=True)) if "bin_name" in rows else {},

@@ -48,7 +48,8 @@ def example_table(score_paths: Sequence[str | Path], manifests: Sequence[Manifes
     One row for each cell (method, budget) of a dataset and each selected example, sorted; a row that no score file has
     stands with a null score, no status and no failure. Columns: dataset, task, example_id, cluster_id, bin_idx, token_len,
     method, budget, budget_value, status, score, em, f1, failure, infrastructure_failed, reference_failed, press_len,
-    active, verified, kept_min, kept_mean, kept_max, the dataset's protocol, metric and length_unit, and bin_name.
+    active, verified, kept_min, kept_mean, kept_max, the dataset's protocol, metric and length_unit, bin_name, and truncated
+    (1 where the prompt was cut to the model's limit, null where no score file says it).
 
     status is "ok", or why a text method had nothing to ask: "infeasible", "not_applicable"; such a row has no score.
 
@@ -110,6 +111,7 @@ def _laid_out(rows: pd.DataFrame, manifest: Manifest, path: str | Path) -> pd.Da
     table["infrastructure_failed"] = table["infrastructure_failed"].fillna(0.0)
     for name in ("status", "failure", "verified"):
         table[name] = table[name].astype(object).where(table[name].notna(), None)
+    table["truncated"] = table["example_id"].map(_truncated(rows))
     reference = table["method"].isin(UNCOMPRESSED) & (table["infrastructure_failed"] > 0)
     table["reference_failed"] = table["example_id"].isin(table.loc[reference, "example_id"])
     table["protocol"] = manifest.protocol
@@ -119,6 +121,14 @@ def _laid_out(rows: pd.DataFrame, manifest: Manifest, path: str | Path) -> pd.Da
     table.insert(0, "dataset", manifest.dataset_id)
     table.insert(1, "task", manifest.task)
     return table
+
+
+def _truncated(rows: pd.DataFrame) -> dict[str, float]:
+    """1 for the examples whose whole prompt was cut in the middle, 0 for the others; none that is not known of."""
+    if "dropped_tokens" not in rows:
+        return {}
+    known = rows[(rows["method"] == "full") & rows["dropped_tokens"].notna()]
+    return dict(zip(known["example_id"], (known["dropped_tokens"] > 0).astype(float), strict=True))
 
 
 def average_replicates(rows: pd.DataFrame, path: str | Path = "scores") -> pd.DataFrame:

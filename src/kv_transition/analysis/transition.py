@@ -25,6 +25,8 @@ every label is the status itself, `censored_*` is null and every number is null.
                 nothing was compressed, so the label is no evidence about compression), "interp_degenerate" (identical
                 answers: resampling cannot move T_interp, so its limits are null)
 
+Midpoint and width of a logistic curve, logistic_status to logistic_flags: see `logistic_columns`.
+
 Budgets at which compression was mostly inactive keep their place in the grid: their retention is 1 by construction, so
 they cannot make T too small, only the flags above keep them from being read as evidence. With budgets given as shares
 (f0.25) the log2 columns are log2 of the share, and the `*_tokens` columns are the share of the bin's median prompt.
@@ -44,6 +46,7 @@ from kv_transition.analysis.cells import Array, Clusters, DatasetScores, dataset
 from kv_transition.analysis.curves import Curve, Grid, curves
 from kv_transition.analysis.gates import bin_gate
 from kv_transition.analysis.intervals import augmented_tests
+from kv_transition.analysis.logistic_columns import LOGISTIC, cell_sums, logistic_values
 from kv_transition.analysis.pairs import pair_scores
 from kv_transition.analysis.queries import read_examples
 from kv_transition.analysis.tables import ABOUT, CELL_KEYS, Columns, Row, columns, frame, write_table
@@ -76,6 +79,7 @@ TRANSITION: Columns = {
     **columns("int64", "n_pairs"),
     **columns("float64", "token_len_median"),
     **columns("string", "flags"),
+    **LOGISTIC,
     **ABOUT,
 }
 
@@ -87,7 +91,7 @@ def transition(table: pd.DataFrame, clusters: Clusters, cfg: Mapping[str, Any]) 
     ----------
     table : one row for each cell and example, as `queries.example_table` gives it.
     clusters : (dataset, bin_idx) -> sorted cluster ids of the bin in the manifest.
-    cfg : conf, tau, seed, transition_replicates, max_infrastructure_failures, min_active_share, policies.
+    cfg : conf, tau, seed, transition_replicates, fit_replicates, max_infrastructure_failures, min_active_share, policies.
     """
     rows = [row for data in datasets(table, clusters) for row in _rows(data, cfg)]
     return frame(rows, TRANSITION)
@@ -98,36 +102,47 @@ def _rows(data: DatasetScores, cfg: Mapping[str, Any]) -> Iterator[Row]:
         policy: (pair_scores(data, policy), same)
         for policy, same in data.policy_groups(cfg["policies"]).items()
     }
-    sums = np.concatenate([np.concatenate(pairs.sums()) for pairs, _ in groups.values()])
+    sums = np.concatenate(
+        [np.concatenate([*pairs.sums(), *cell_sums(pairs)]) for pairs, _ in groups.values()]
+    )
     for bin_idx, totals in data.resampled(sums, cfg["seed"], cfg["transition_replicates"]):
         members = data.members(bin_idx)
         in_bin: Row = {"token_len_median": float(np.median(data.token_len[members])) if len(members) else nan}
         for (pairs, same), block in zip(groups.values(), np.split(totals, len(groups)), strict=True):
             inside = pairs.of(members)
             gate, _ = bin_gate(inside.full, inside.no_context, inside.clusters, cfg["conf"])
-            top, bottom, weights = np.split(block, 3)
+            paired, cells = np.split(block, [3 * len(pairs.compressed)])
+            top, bottom, weights = np.split(paired, 3)
             ratios = resampled_ratio(top, bottom)
+            scores, present = np.split(cells[:, : cfg["fit_replicates"]], 2)
             for curve in curves(data, inside, members, cfg):
+                status = _status(curve, gate)
+                logistic = logistic_values(curve, status, inside, (scores, present), cfg["conf"])
                 for tau in cfg["tau"]:
-                    values = in_bin | _transition_values(
-                        curve, gate, ratios[curve.rows].T, weights[curve.rows].T, tau, cfg["conf"]
+                    values = in_bin | logistic
+                    values |= _transition_values(
+                        curve, status, ratios[curve.rows].T, weights[curve.rows].T, tau, cfg["conf"]
                     )
                     for name in same:
                         keys = (data.dataset, data.task, curve.method, bin_idx, name, tau)
                         yield dict(zip(KEYS, keys, strict=True)) | values | data.about
 
 
-def _transition_values(
-    curve: Curve, gate: str, ratios: Array, weights: Array, tau: float, conf: float
-) -> Row:
-    """All columns of one curve at one tau; `ratios` and `weights` are (replicates, K)."""
-    status = gate
+def _status(curve: Curve, gate: str) -> str:
+    """The status of a curve: the gate of its bin, or why it says nothing."""
     if curve.flags in (("infeasible",), ("not_applicable",)) and not curve.rows:
-        status = curve.flags[0]
-    elif gate == "ok" and not curve.rows:
-        status = "no_pairs"
-    elif gate == "ok" and curve.inactive.all():
-        status = "not_tested"
+        return curve.flags[0]
+    if gate == "ok" and not curve.rows:
+        return "no_pairs"
+    if gate == "ok" and curve.inactive.all():
+        return "not_tested"
+    return gate
+
+
+def _transition_values(
+    curve: Curve, status: str, ratios: Array, weights: Array, tau: float, conf: float
+) -> Row:
+    """The columns of one curve that depend on tau; `ratios` and `weights` are (replicates, K)."""
     if status != "ok":
         return _undetermined(curve, status)
     tests = [augmented_tests(y - tau * f, clusters) for y, f, clusters in curve.pairs]

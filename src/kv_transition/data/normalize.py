@@ -38,7 +38,7 @@ class Example:
 
 @dataclass(frozen=True)
 class CountedExample(Example):
-    """An example whose finished prompt has `token_len` tokens."""
+    """An example whose finished prompt has `token_len` tokens; the protocol's limit where the prompt was cut to it."""
 
     token_len: int
 
@@ -78,9 +78,11 @@ def normalize_records(
     def token_len(position: int, record: Mapping[str, Any]) -> int:
         if isinstance(counter, RecordLength):
             return counter.of(record, f"task {task}, record {position + 1} ({ids[position]})")
-        return counter.count(
-            protocol.prompt(record["input"], record["context"], tokenizer, record.get("extra"))
-        )
+        prompt = protocol.prompt(record["input"], record["context"], tokenizer, record.get("extra"))
+        if prompt.dropped_tokens and protocol.max_length_tokens and isinstance(counter, ModelTokenizer):
+            # Tokenised again, cut prompts differ by a token or two, which would sort noise into bins.
+            return protocol.max_length_tokens
+        return counter.count(prompt)
 
     examples = [
         _example(record, task, ids[position], position, token_len(position, record))

@@ -88,9 +88,7 @@ def assemble(
     manifests: Sequence[str | Path],
     responses: Sequence[str | Path],
     scores: Sequence[str | Path],
-    bin_stats: str | Path,
-    retention: str | Path,
-    transition: str | Path,
+    tables: Mapping[str, str | Path],
 ) -> dict[str, int]:
     """Build the database anew; a failure leaves an existing one as it was.
 
@@ -100,7 +98,8 @@ def assemble(
     settings : resolved configuration without secrets; its experiment.id names the experiment.
     provenance : versions, hashes and machine, JSON values.
     manifests, responses, scores : the experiment's files. A run's response shards lie in one folder.
-    bin_stats, retention, transition : the analysis tables; columns unknown to the schema are added to it.
+    tables : the analysis tables by name (the file `transition` is the table transition_summary); columns unknown to the
+        schema are added to it.
 
     Returns
     -------
@@ -115,7 +114,6 @@ def assemble(
     """
     target = Path(db_path)
     experiment_id = settings["experiment"]["id"]
-    tables = {"bin_stats": bin_stats, "retention": retention, "transition_summary": transition}
     with atomic_path(target) as temporary, closing(connect(temporary)) as connection:
         # The file is thrown away on any failure, so nothing has to be rolled back or flushed.
         connection.execute("PRAGMA journal_mode = OFF")
@@ -134,7 +132,8 @@ def assemble(
             with _blame(path):
                 rows += _insert_scores(connection, path)
         _check_scores(connection, rows)
-        for table, source in tables.items():
+        for name, source in tables.items():
+            table = "transition_summary" if name == "transition" else name
             with _blame(Path(source)):
                 rows[table] = _insert_table(connection, table, Path(source))
         connection.commit()

@@ -287,6 +287,101 @@ CREATE TABLE transition_summary (
     PRIMARY KEY (dataset, method, bin_idx, policy, tau)
 );
 
+-- Differences between two cells on the same examples, b minus a.
+CREATE TABLE paired_tests (
+    dataset        TEXT NOT NULL REFERENCES datasets (dataset_id),
+    task           TEXT NOT NULL,
+    policy         TEXT NOT NULL,
+    kind           TEXT NOT NULL,  -- "adjacent" budgets of a method, two methods ("method"), or against the "full" cache
+    bin_idx        INTEGER NOT NULL,
+    method_a       TEXT NOT NULL,
+    budget_a       TEXT NOT NULL,
+    budget_value_a REAL,
+    method_b       TEXT NOT NULL,
+    budget_b       TEXT NOT NULL,
+    budget_value_b REAL,
+    family         TEXT,  -- the tests among which p was adjusted
+    n_pairs        INTEGER,
+    diff           REAL,
+    diff_lo        REAL,
+    diff_hi        REAL,
+    p              REAL,
+    p_adjusted     REAL,
+    adjustment     TEXT,  -- "holm", or "bh" where exploratory
+    mde            REAL,
+    status         TEXT,
+    PRIMARY KEY (dataset, kind, bin_idx, method_a, budget_a, method_b, budget_b, policy)
+);
+
+-- The smallest budget from which on a method is shown to lose less than delta.
+CREATE TABLE lossless (
+    dataset           TEXT NOT NULL REFERENCES datasets (dataset_id),
+    task              TEXT NOT NULL,
+    method            TEXT NOT NULL,
+    bin_idx           INTEGER NOT NULL,
+    policy            TEXT NOT NULL,
+    delta             REAL,
+    smallest_lossless TEXT,  -- NULL where none is shown; status says why
+    status            TEXT,
+    mde               REAL,
+    n_needed          REAL,  -- examples at which the spread seen here would show it
+    PRIMARY KEY (dataset, method, bin_idx, policy)
+);
+
+-- Terms of the fitted models: the exponent of prompt length (collapse), effects of budget, length and method (gee).
+CREATE TABLE effect_models (
+    dataset  TEXT NOT NULL REFERENCES datasets (dataset_id),
+    task     TEXT NOT NULL,
+    policy   TEXT NOT NULL,
+    model    TEXT NOT NULL,
+    method   TEXT NOT NULL,  -- "" for a model of all methods
+    term     TEXT NOT NULL,
+    estimate REAL,
+    se       REAL,
+    lo       REAL,
+    hi       REAL,
+    p        REAL,
+    status   TEXT,
+    label    TEXT,
+    PRIMARY KEY (dataset, policy, model, method, term)
+);
+
+-- Means over tasks, every task with the same weight.
+CREATE TABLE macro (
+    method       TEXT NOT NULL,
+    budget       TEXT NOT NULL,
+    budget_value REAL,
+    policy       TEXT NOT NULL,
+    n_tasks      INTEGER,
+    mean         REAL,
+    lo           REAL,
+    hi           REAL,
+    R            REAL,  -- ratio of the means over tasks
+    R_lo         REAL,
+    R_hi         REAL,
+    status       TEXT,
+    PRIMARY KEY (method, budget, policy)
+);
+
+-- Time, tokens and bytes of a cell's requests; failed ones are counted and not timed.
+CREATE TABLE costs (
+    dataset         TEXT NOT NULL REFERENCES datasets (dataset_id),
+    task            TEXT NOT NULL,
+    method          TEXT NOT NULL,
+    bin_idx         INTEGER NOT NULL,
+    budget          TEXT NOT NULL,
+    budget_value    REAL,
+    n               INTEGER,
+    n_failed        INTEGER,
+    n_copied        INTEGER,  -- copied from the full cache's answer: no request of their own
+    latency_median  REAL,  -- seconds
+    ttfb_median     REAL,  -- seconds
+    bytes_kept_mean REAL,
+    timing_scope    TEXT,
+    status          TEXT,
+    PRIMARY KEY (dataset, method, budget, bin_idx)
+);
+
 -- Every scored answer with its run, example and KV use: the flat table most questions start from.
 CREATE VIEW scored_answers AS
 SELECT requests.request_id, runs.run_id, datasets.dataset_id, datasets.task, runs.method, runs.budget,

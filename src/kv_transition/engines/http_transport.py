@@ -319,7 +319,8 @@ def event_data(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
     An event ends with an empty line; one that the stream's end cuts off is dropped, except for a whole `[DONE]`.
     """
-    rest, data = b"", []
+    rest = b""
+    data: list[bytes] = []
     for piece in pieces:
         alone = not (rest or data) and piece[:6] == b"data: " and piece[-2:] == b"\n\n"
         if alone and piece.count(b"\n") == 2:  # one whole event, as most servers send them

@@ -239,6 +239,7 @@ def panel_grid(
     first_left: float | None = None,
     right: float = 0.15,
     bottom: float = 0.55,
+    title: float = 0.3,
 ) -> tuple[Figure, list[Axes]]:
     """A figure of equal panels with fixed margins in inches, so that no text is cut off whatever the number.
 
@@ -247,13 +248,14 @@ def panel_grid(
     width, height : of one panel's axes, in inches.
     left, right, bottom : inches kept free beside and below every panel, for its labels.
     first_left : the same for the left of the first column, where the row labels stand.
+    title : inches kept free above every panel.
     """
     from matplotlib.figure import Figure
 
     first = left if first_left is None else first_left
     columns = max(1, min(columns, count))
     rows = math.ceil(count / columns)
-    title, head = 0.3, 0.08
+    head = 0.08
     step_x, step_y = left + width + right, title + height + bottom
     total_width, total_height = first - left + columns * step_x, rows * step_y + head
     figure = Figure(figsize=(total_width, total_height))
@@ -265,6 +267,71 @@ def panel_grid(
         box = (x / total_width, y / total_height, width / total_width, height / total_height)
         axes.append(figure.add_axes(box))
     return figure, axes
+
+
+def title_lines(axes: Axes, title: str, second: str, *, lift: float = 3.0) -> None:
+    """A panel's title with a small second line below it; needs 0.36 inches above the panel.
+
+    Parameters
+    ----------
+    lift : points between the panel and the second line.
+    """
+    axes.set_title(title, pad=lift + 11.0)
+    axes.annotate(
+        second, (0, 1), xytext=(0, lift), xycoords="axes fraction", textcoords="offset points", fontsize=7.5,
+        color=MUTED, va="bottom", annotation_clip=False,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LineEnd:
+    """Where a line ends, in data units, and the name that stands beside it."""
+
+    x: float
+    y: float
+    name: str
+    colour: str
+    marker: str | None = None
+
+
+def _together(heights: list[float], gap: float) -> list[float]:
+    """Heights less than the gap below the highest of them count as one: their mean."""
+    out = list(heights)
+    group: list[int] = []
+    for index in sorted(range(len(heights)), key=lambda index: -heights[index]):
+        if group and heights[group[0]] - heights[index] >= gap:
+            group = []
+        group.append(index)
+        for member in group:
+            out[member] = sum(heights[one] for one in group) / len(group)
+    return out
+
+
+def name_line_ends(axes: Axes, ends: Sequence[LineEnd], width: float, height: float) -> None:
+    """Names to the right of a panel, each led to the end of its line.
+
+    Of lines that end at about the same height the first one's name is the lowest.
+
+    Parameters
+    ----------
+    width, height : of the panel's axes, in inches.
+    """
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    inch, high = (right - left) / width, (top - bottom) / height
+    gap = 0.135 * high
+    wishes = _together([end.y for end in ends], gap / 2)
+    placed = spread(wishes, gap, bottom + 0.04 * high, top - 0.04 * high)
+    for end, y in zip(ends, placed, strict=True):
+        axes.plot(
+            [end.x, right, right + 0.10 * inch], [end.y, end.y, y], color=end.colour, linewidth=0.6, alpha=0.55,
+            clip_on=False, zorder=1.5,
+        )  # fmt: skip
+        if end.marker:
+            axes.plot(
+                [right + 0.17 * inch], [y], end.marker, color=end.colour, markersize=3.8, clip_on=False, zorder=3
+            )  # fmt: skip
+        start = right + (0.25 if end.marker else 0.13) * inch
+        axes.text(start, y, end.name, fontsize=7.5, va="center_baseline", color=INK)
 
 
 def quiet_grid(axes: Axes) -> None:

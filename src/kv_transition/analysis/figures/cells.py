@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 POOLED = -1
 #: Scope and first token of results that were not made here.
 UNKNOWN = "unknown"
+#: Share of cut prompts above which a bin's `full` is not the whole document.
+MAX_TRUNCATED = 0.5
 
 POLICY_WORDS = {
     "zero": "An empty answer, a timeout or an engine error scores 0.",
@@ -113,6 +115,14 @@ def length_bins(bin_stats: pd.DataFrame) -> list[LengthBin]:
     return bins
 
 
+def truncated_bins(bin_stats: pd.DataFrame) -> set[int]:
+    """Bins of one task's rows in which more than half of the prompts were cut; none where that is not known."""
+    if "truncated_frac" not in bin_stats:
+        return set()
+    shares = zip(bin_stats["bin_idx"], bin_stats["truncated_frac"], strict=True)
+    return {int(idx) for idx, share in shares if finite(share) and float(share) > MAX_TRUNCATED}
+
+
 def mostly_inactive(active_frac: Any, context: FigureContext) -> bool:
     """Too few prompts were longer than the budget for the cell to say anything about it."""
     return finite(active_frac) and float(active_frac) < context.min_active_share
@@ -121,6 +131,11 @@ def mostly_inactive(active_frac: Any, context: FigureContext) -> bool:
 def is_hollow(row: pd.Series, context: FigureContext) -> bool:
     """A cell that is no evidence about the budget: mostly inactive, or too many infrastructure failures."""
     return bool(row["unreliable"]) or mostly_inactive(row["active_frac"], context)
+
+
+def cannot_show_budget(method: str, task: str, context: FigureContext) -> bool:
+    """The method's answers on the task were mostly chosen before anything was evicted."""
+    return context.cannot_show_budget(task) and method not in TEXT_METHODS
 
 
 def one_token_share(scores: pd.DataFrame, task: str) -> float:

@@ -8,7 +8,13 @@ from typing import Any
 
 from kv_transition.analysis.figures.canvas import FigureContext
 from kv_transition.analysis.figures.cells import one_token_share
+from kv_transition.analysis.figures.collapse import plot_collapse
+from kv_transition.analysis.figures.failures import plot_failures
+from kv_transition.analysis.figures.forest import plot_forest
 from kv_transition.analysis.figures.heatmap import plot_heatmap
+from kv_transition.analysis.figures.latency import plot_latency
+from kv_transition.analysis.figures.pareto import plot_pareto
+from kv_transition.analysis.figures.retention import plot_retention_vs_budget
 from kv_transition.analysis.figures.score import plot_score_vs_budget
 from kv_transition.analysis.figures.transition import plot_transition_vs_length
 from kv_transition.files import read_parquet, write_text
@@ -17,7 +23,13 @@ from kv_transition.files import read_parquet, write_text
 TITLES = {
     "score_vs_budget": "Score against budget",
     "transition_vs_length": "Transition budget against prompt length",
+    "collapse": "Budget in tokens, and as a share of the prompt",
+    "retention_vs_budget": "Retention against budget",
     "heatmap": "Retention in every cell",
+    "forest": "Differences to the full cache",
+    "pareto": "Score against KV memory",
+    "latency": "Time of a request",
+    "failures": "Failures",
 }
 
 
@@ -33,13 +45,12 @@ def draw_task(
 
     Parameters
     ----------
-    tables : paths of bin_stats, retention and transition.
+    tables : paths of bin_stats, retention, transition, paired_tests, effect_models and costs.
     scores : the task's score file.
-    settings : resolved configuration, or the part of it that :meth:`FigureContext.from_settings` reads.
+    settings : what `slices.figure_slice` gives, or a resolved configuration.
     """
-    stats, retention, transition = (
-        read_parquet(tables[name]) for name in ("bin_stats", "retention", "transition")
-    )
+    names = ("bin_stats", "retention", "transition", "paired_tests", "effect_models", "costs")
+    stats, retention, transition, paired, models, costs = (read_parquet(tables[name]) for name in names)
     share = {task: one_token_share(read_parquet(scores), task)}
     about = stats[stats["task"] == task].iloc[0]
     context = FigureContext.from_settings(
@@ -48,10 +59,20 @@ def draw_task(
     stems = {name: Path(folder) / f"{name}__{task}" for name in TITLES}
     captions = {
         "score_vs_budget": plot_score_vs_budget(stats, task, stems["score_vs_budget"], context),
-        "heatmap": plot_heatmap(stats, task, stems["heatmap"], context, retention),
         "transition_vs_length": plot_transition_vs_length(
-            transition, task, stems["transition_vs_length"], context
+            transition, task, stems["transition_vs_length"], context, models, stats
         ),
+        "collapse": plot_collapse(stats, models, task, stems["collapse"], context, retention),
+        "retention_vs_budget": plot_retention_vs_budget(
+            retention, task, stems["retention_vs_budget"], context, stats, settings["analysis"]["tau"]
+        ),
+        "heatmap": plot_heatmap(stats, task, stems["heatmap"], context, retention),
+        "forest": plot_forest(retention, paired, task, stems["forest"], context),
+        "pareto": plot_pareto(stats, costs, task, stems["pareto"], context),
+        "latency": plot_latency(
+            costs, task, stems["latency"], context, concurrency=settings.get("concurrency")
+        ),
+        "failures": plot_failures(stats, task, stems["failures"], context),
     }
     for name, caption in captions.items():
         write_text(f"{stems[name]}.txt", caption + "\n")

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from kv_transition.analysis.figures.budget_panels import (
+    LABEL_GAP,
+    MAX_BANDS,
+    PANEL_WIDTH,
+    BudgetAxis,
+    draw_methods,
+    draw_references,
+    label_ends,
+)
 from kv_transition.analysis.figures.canvas import (
     FigureContext,
     budget_axis_title,
@@ -21,7 +29,6 @@ from kv_transition.analysis.figures.canvas import (
     save_figure,
     set_ticks,
     sorted_budgets,
-    spread,
     text_width,
 )
 from kv_transition.analysis.figures.cells import (
@@ -33,45 +40,19 @@ from kv_transition.analysis.figures.cells import (
     nothing_asked_words,
     rows_of,
 )
-from kv_transition.analysis.figures.palette import BAND, INK, MUTED, RULE, Style, in_order, method_styles
-from kv_transition.budgets import UNCOMPRESSED, Budget, budget_from_label
+from kv_transition.analysis.figures.palette import RULE, in_order, method_styles
+from kv_transition.budgets import UNCOMPRESSED
 from kv_transition.methods import TEXT_METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PANEL_WIDTH, COLUMNS = 2.55, 3
-#: Inches between two labels at the line ends.
-LABEL_GAP = 0.135
-#: More methods than this and filled bands hide each other: bars, side by side, instead.
-MAX_BANDS = 3
+COLUMNS = 3
 
 CSV_COLUMNS = [
     "task", "bin_idx", "token_len_min", "token_len_max", "method", "budget", "mean", "lo", "hi", "n", "n_clusters",
     "active_frac", "unreliable", "hollow",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """The shared x axis: budgets in octaves, `full` detached to their right."""
-
-    budgets: list[Budget]
-
-    @property
-    def full(self) -> float:
-        octaves = math.log2(self.budgets[-1] / self.budgets[0]) if self.budgets else 0.0
-        return self.last + max(0.8, 0.16 * octaves)
-
-    @property
-    def last(self) -> float:
-        return math.log2(self.budgets[-1]) if self.budgets else 0.0
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        first = math.log2(self.budgets[0]) if self.budgets else 0.0
-        pad = 0.06 * (self.full - first)
-        return first - pad, self.full + pad
 
 
 def plot_score_vs_budget(
@@ -97,7 +78,7 @@ def plot_score_vs_budget(
         for _, row in rows.iterrows()
     ]
     styles = method_styles(drawn_methods(rows))
-    axis = _Axis(sorted_budgets(list(rows["budget"])))
+    axis = BudgetAxis(sorted_budgets(list(rows["budget"])))
     top = _score_top(rows)
     with house_style():
         height = max(2.0, LABEL_GAP * (len(styles) + 2))
@@ -111,9 +92,9 @@ def plot_score_vs_budget(
                 axes.set_ylabel(f"{context.metric(task)} (mean)")
             if index + columns >= len(bins):
                 axes.set_xlabel(budget_axis_title(axis.budgets))
-            _draw_references(axes, cells, axis)
-            ends = _draw_methods(axes, cells, styles, axis)
-            _label_ends(axes, ends, styles, axis, top, height)
+            draw_references(axes, cells, axis)
+            ends = draw_methods(axes, cells, styles, axis)
+            label_ends(axes, ends, styles, axis, top, height)
         save_figure(figure, _numbers(rows).assign(protocol=context.protocol), out_stem, context.dpi)
     return _caption(task, bins, rows, context, bands=len(styles) <= MAX_BANDS)
 
@@ -126,7 +107,7 @@ def _score_top(rows: pd.DataFrame) -> float:
     return max(0.1, math.ceil(highest * 10 + 0.2) / 10)
 
 
-def _frame(axes: Axes, axis: _Axis, length_bin: LengthBin, top: float) -> None:
+def _frame(axes: Axes, axis: BudgetAxis, length_bin: LengthBin, top: float) -> None:
     axes.set_xlim(*axis.limits)
     axes.set_ylim(0, top * 1.02)
     quiet_grid(axes)
@@ -138,97 +119,6 @@ def _frame(axes: Axes, axis: _Axis, length_bin: LengthBin, top: float) -> None:
         axes.axvline((axis.last + axis.full) / 2, color=RULE, linewidth=0.7, linestyle=(0, (2, 2)))
     title = length_bin.lengths if length_bin.n == 0 else f"{length_bin.lengths} · {length_bin.size}"
     axes.set_title(title)
-
-
-def _draw_references(axes: Axes, cells: pd.DataFrame, axis: _Axis) -> None:
-    """`full` as a band with a detached point, the no-context floor as a thin line."""
-    for _, row in cells[cells["method"] == "full"].iterrows():
-        if not finite(row["mean"]):
-            continue
-        mean = float(row["mean"])
-        if finite(row["lo"]) and finite(row["hi"]):
-            axes.axhspan(float(row["lo"]), float(row["hi"]), color=BAND, linewidth=0, zorder=0.4)
-            axes.plot([axis.full, axis.full], [row["lo"], row["hi"]], color=INK, linewidth=1.1, zorder=3)
-        axes.axhline(mean, color=MUTED, linewidth=0.8, linestyle=(0, (5, 3)), zorder=0.6)
-        face = "white" if row["hollow"] else INK
-        axes.plot(
-            [axis.full], [mean], "o", color=INK, markerfacecolor=face, markersize=5.5, clip_on=False, zorder=4
-        )
-    for _, row in cells[cells["method"] == "no_context"].iterrows():
-        if finite(row["mean"]):
-            axes.axhline(float(row["mean"]), color=INK, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0.7)
-
-
-def _draw_methods(
-    axes: Axes, cells: pd.DataFrame, styles: dict[str, Style], axis: _Axis
-) -> dict[str, tuple[float, float]]:
-    """Points, lines and intervals; returns where each line ends. A missing cell breaks the line."""
-    ends: dict[str, tuple[float, float]] = {}
-    dodge = min(0.07, 0.35 / max(len(styles), 1)) if len(styles) > MAX_BANDS else 0.0
-    for slot, (method, style) in enumerate(styles.items()):
-        by_budget = {
-            budget_from_label(row["budget"]): row
-            for _, row in cells[cells["method"] == method].iterrows()
-            if finite(row["mean"])
-        }
-        shift = dodge * (slot - (len(styles) - 1) / 2)
-        x = [math.log2(budget) + shift for budget in axis.budgets]
-        found = [by_budget.get(budget) for budget in axis.budgets]
-        mean = [math.nan if row is None else float(row["mean"]) for row in found]
-        low = [math.nan if row is None or not finite(row["lo"]) else float(row["lo"]) for row in found]
-        high = [math.nan if row is None or not finite(row["hi"]) else float(row["hi"]) for row in found]
-        if dodge or len(x) == 1:
-            axes.vlines(x, low, high, color=style.colour, linewidth=0.9, alpha=0.75, zorder=2)
-        else:
-            axes.fill_between(x, low, high, color=style.colour, alpha=0.14, linewidth=0, zorder=1)
-        axes.plot(x, mean, color=style.colour, linestyle=style.dash, linewidth=1.3, zorder=2.5)
-        for position, height, row in zip(x, mean, found, strict=True):
-            if row is None:
-                continue
-            face = "white" if row["hollow"] else style.colour
-            axes.plot(
-                [position], [height], style.marker, color=style.colour, markerfacecolor=face, markersize=4.6,
-                markeredgewidth=1.0, clip_on=False, zorder=3,
-            )  # fmt: skip
-            ends[method] = (position, height)
-    for _, row in cells[cells["method"] == "no_context"].iterrows():
-        if finite(row["mean"]):
-            ends["no_context"] = (axis.limits[1], float(row["mean"]))
-    return ends
-
-
-def _label_ends(
-    axes: Axes,
-    ends: dict[str, tuple[float, float]],
-    styles: dict[str, Style],
-    axis: _Axis,
-    top: float,
-    height: float,
-) -> None:
-    """Names to the right of the panel, each led to the end of its line."""
-    names = list(ends)
-    # Equal heights keep the order of the panel's methods, so that leaders do not cross for nothing.
-    wishes = [ends[name][1] for name in names]
-    placed = spread(wishes, LABEL_GAP / height * top, 0.03 * top, 0.99 * top)
-    left, right = axis.limits
-    inch = (right - left) / PANEL_WIDTH
-    for name, y in zip(names, placed, strict=True):
-        x_end, y_end = ends[name]
-        style = styles.get(name)
-        colour = style.colour if style else MUTED
-        edge = right + 0.05 * inch
-        axes.plot(
-            [x_end, right, right + 0.10 * inch], [y_end, y_end, y], color=colour, linewidth=0.6, alpha=0.55,
-            clip_on=False, zorder=1.5,
-        )  # fmt: skip
-        if style:
-            axes.plot(
-                [edge + 0.12 * inch], [y], style.marker, color=colour, markersize=3.8, clip_on=False, zorder=3
-            )
-        label = "no context" if name == "no_context" else name
-        axes.text(
-            edge + (0.20 if style else 0.08) * inch, y, label, fontsize=7.5, va="center_baseline", color=INK if style else MUTED
-        )  # fmt: skip
 
 
 def _numbers(rows: pd.DataFrame) -> pd.DataFrame:

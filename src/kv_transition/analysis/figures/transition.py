@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from kv_transition.analysis.figures.canvas import (
     panel_grid,
     save_figure,
     set_ticks,
+    text_width,
+    title_lines,
 )
 from kv_transition.analysis.figures.cells import (
     POOLED,
@@ -27,8 +29,11 @@ from kv_transition.analysis.figures.cells import (
     length_unit,
     nothing_asked_words,
     rows_of,
+    truncated_bins,
 )
 from kv_transition.analysis.figures.labels import Estimate, read_estimate
+from kv_transition.analysis.figures.length_law import COLUMNS as LAW_COLUMNS
+from kv_transition.analysis.figures.length_law import LengthLaw, read_length_law
 from kv_transition.analysis.figures.palette import BAND, MUTED, RULE, Style, method_styles
 from kv_transition.budgets import Budget
 from kv_transition.errors import UserError
@@ -39,7 +44,7 @@ if TYPE_CHECKING:
 PANEL_WIDTH, PANEL_HEIGHT, COLUMNS = 2.6, 2.3, 3
 CSV_COLUMNS = [
     "task", "method", "bin_idx", "tau", "token_len_median", "n_pairs", "T_point", "T_lower", "T_upper",
-    "T_point_tokens", "T_lower_tokens", "T_upper_tokens", "status", "flags",
+    "T_point_tokens", "T_lower_tokens", "T_upper_tokens", "status", "flags", "mostly_truncated",
 ]  # fmt: skip
 
 
@@ -77,7 +82,12 @@ class _Scale:
 
 
 def plot_transition_vs_length(
-    transition: pd.DataFrame, task: str, out_stem: str | Path, context: FigureContext
+    transition: pd.DataFrame,
+    task: str,
+    out_stem: str | Path,
+    context: FigureContext,
+    effect_models: pd.DataFrame | None = None,
+    bin_stats: pd.DataFrame | None = None,
 ) -> str:
     """Draw one task's transition budgets against the median prompt length of each bin, and return the caption.
 
@@ -85,11 +95,13 @@ def plot_transition_vs_length(
     ----------
     transition : the table of that name; the rows of `context.tau` are drawn.
     out_stem : path without ending; `.svg`, `.png` and `.csv` are written beside each other.
+    effect_models : the table of that name; given, every panel says its method's exponent in the prompt length.
+    bin_stats : the table of that name; given, bins in which most prompts were cut are grey.
 
     Raises
     ------
     UserError
-        When the table has no row for the task, the policy and tau.
+        When a table has no row for the task and the policy, or transition none for tau.
     """
     rows = rows_of(transition, task, context, "transition")
     wanted = rows[(rows["tau"] - context.tau).abs() < 1e-9]
@@ -97,31 +109,54 @@ def plot_transition_vs_length(
         known = ", ".join(f"{tau:g}" for tau in sorted(rows["tau"].unique()))
         raise UserError(f"transition: no rows for {task!r} at tau {context.tau:g}; the table has: {known}")
     rows = wanted[wanted["bin_idx"] != POOLED] if (wanted["bin_idx"] != POOLED).any() else wanted
+    rows = rows.sort_values(["method", "bin_idx"], kind="stable")
     scale = _Scale(sorted({float(budget) for budgets in rows["budgets"] for budget in budgets}) or [1.0])
     styles = method_styles(drawn_methods(rows))
+    laws = {
+        method: read_length_law(effect_models, task, method, context)
+        for method in styles
+        if effect_models is not None
+    }
+    cut = set() if bin_stats is None else truncated_bins(rows_of(bin_stats, task, context, "bin_stats"))
+    rows = rows.assign(mostly_truncated=rows["bin_idx"].isin(cut))
     lengths = sorted(float(value) for value in rows["token_len_median"] if finite(value) and value > 0) or [
         1.0
     ]
     with house_style():
         room = 0.85 if scale.shares else 0.75
+        left = max(0.75, 0.38 + max(text_width(text, 8.0) for text in scale.texts()[1]))
         figure, panels = panel_grid(
-            max(len(styles), 1), PANEL_WIDTH, PANEL_HEIGHT, COLUMNS, left=0.75, right=room
-        )
+            max(len(styles), 1), PANEL_WIDTH, PANEL_HEIGHT, COLUMNS, left=left, right=room,
+            title=0.46 if laws else 0.3,
+        )  # fmt: skip
         for index, (axes, (method, style)) in enumerate(zip(panels, styles.items(), strict=False)):
-            _frame(axes, scale, lengths, method)
+            _frame(axes, scale, lengths)
+            # The second line stands above the names of the guides that leave the panel through its top.
+            if method in laws:
+                title_lines(axes, method, _law_words(laws[method]), lift=11.0)
+            else:
+                axes.set_title(method)
             _guides(axes, scale, diagonal=length_unit(rows) == "tokens")
             for _, row in rows[rows["method"] == method].iterrows():
-                _draw(axes, row, style, scale)
+                _draw(axes, row, replace(style, colour=MUTED) if row["mostly_truncated"] else style, scale)
             if index % COLUMNS == 0:
                 axes.set_ylabel(f"budget keeping {context.tau:.0%} of the score")
             if index + COLUMNS >= len(styles):
                 axes.set_xlabel(f"prompt length (median {length_unit(rows)} of the bin)")
-        numbers = rows.sort_values(["method", "bin_idx"], kind="stable")[CSV_COLUMNS]
+        laid: dict[str, Any] = {
+            name: [laws[method].row()[name] if method in laws else None for method in rows["method"]]
+            for name in (LAW_COLUMNS if laws else ())
+        }
+        numbers = rows[CSV_COLUMNS].assign(**laid)
         save_figure(figure, numbers.assign(protocol=context.protocol), out_stem, context.dpi)
-    return _caption(task, rows, scale, context)
+    return _caption(task, rows, scale, context, laws)
 
 
-def _frame(axes: Axes, scale: _Scale, lengths: list[float], title: str) -> None:
+def _law_words(law: LengthLaw) -> str:
+    return f"{law.words}, {law.verdict}" if law.verdict else law.words
+
+
+def _frame(axes: Axes, scale: _Scale, lengths: list[float]) -> None:
     low, high = math.log2(lengths[0]) - 0.45, math.log2(lengths[-1]) + 0.45
     axes.set_xlim(low, high)
     axes.set_ylim(scale.low - 0.55, scale.above + 0.55)
@@ -137,7 +172,6 @@ def _frame(axes: Axes, scale: _Scale, lengths: list[float], title: str) -> None:
         linewidth=0,
         zorder=0,
     )
-    axes.set_title(title)
 
 
 def _guides(axes: Axes, scale: _Scale, *, diagonal: bool) -> None:
@@ -223,7 +257,9 @@ def _arrow(axes: Axes, x: float, y: float, style: Style, *, down: bool) -> None:
     axes.annotate("", (x, y - 0.45 if down else y + 0.45), xytext=(x, y), arrowprops=tip, zorder=2)
 
 
-def _caption(task: str, rows: pd.DataFrame, scale: _Scale, context: FigureContext) -> str:
+def _caption(
+    task: str, rows: pd.DataFrame, scale: _Scale, context: FigureContext, laws: dict[str, LengthLaw]
+) -> str:
     sizes = [
         LengthBin(
             int(str(key)),
@@ -252,7 +288,32 @@ def _caption(task: str, rows: pd.DataFrame, scale: _Scale, context: FigureContex
             "that most prompts of the bin did not exceed, so that little was compressed.",
             f"{lines}.",
             "Words in place of a bar say why there is no transition budget.",
+            *_law_caption(laws, context),
+            *_truncated_words(rows),
             *nothing_asked_words(rows),
             caption_tail(task, sizes, context),
         ]
     )
+
+
+def _law_caption(laws: dict[str, LengthLaw], context: FigureContext) -> list[str]:
+    """What the exponent above each panel is, and what it is not."""
+    if not laws:
+        return []
+    return [
+        f"α₁ is the exponent of the transition budget in the prompt length, with its {context.conf:.0%} bootstrap interval: 0 is "
+        "the same budget, 1 the same share of the prompt, at every length. It comes from the collapse model of all scores, not "
+        f"from a line through these points; each interval holds {context.conf:.0%} on its own, {len(laws)} were looked at."
+    ]
+
+
+def _truncated_words(rows: pd.DataFrame) -> list[str]:
+    """Which bins hold mostly prompts that were cut, and what that means."""
+    cut = rows[rows["mostly_truncated"]]
+    if cut.empty:
+        return []
+    lengths = sorted({float(value) for value in cut["token_len_median"] if finite(value)})
+    return [
+        f"Grey, at a median of {', '.join(f'{length:.0f}' for length in lengths)}: more than half of the prompts were cut, so "
+        "full means the shortened document, uncompressed; left out of α₁."
+    ]

@@ -1,0 +1,241 @@
+"""Does the transition follow the budget or the budget's share of the prompt? One curve for all length bins.
+
+In bin g, of mean log2 length z_g, the mean score at budget x_k (log2) is modelled as
+
+    mu_gk = A_g (phi + (1 - phi) S(x_k)),   S(x) = 1 / (1 + exp(-(2 ln 19 / w) (x - m_g))),   m_g = a0 + alpha1 (z_g - z)
+
+with A_g the full cache's mean, phi the floor as a fraction of it, w the width in octaves between S = 0.05 and S = 0.95,
+and m_g the midpoint. alpha1 = 0 says that the midpoint is a number of tokens, the same at every length (an absolute
+law); alpha1 = 1 that it is a share of the prompt (a relative law).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil, exp, log
+
+import numpy as np
+from scipy.special import expit
+
+from kv_transition.analysis.cells import Array, Indices
+
+#: Where alpha1 is looked for. Replicates that end at a limit are kept.
+ALPHA1_BOUNDS = (-2.0, 3.0)
+#: How far beyond the smallest and the largest budget the midpoint is looked for, in octaves.
+BEYOND_GRID = 1.0
+#: Smallest width in octaves; the largest is twice the range of the budgets.
+MIN_WIDTH = 0.5
+#: Steps of the global search: of any bin's midpoint, as a fraction of the width and at most, and of the width (ratio).
+MIDPOINT_STEP, MAX_MIDPOINT_STEP, WIDTH_STEP = 0.25, 0.35, 1.6
+#: Entries of a block of the global search.
+BLOCK_ENTRIES = 1_000_000
+#: Rounds of the local refinement, and the step in (midpoint, alpha1, log width) at which a fit is done.
+MAX_ROUNDS = 80
+SMALL_STEP = np.array([1e-5, 1e-5, 1e-4])
+#: Distance up to which two values of a parameter are the same: the precision of a fit.
+RESOLUTION = 1e-3
+#: Relative difference of sums of squares below which two fits are the same, and the first one is kept.
+SAME_FIT = 1e-7
+#: Keeps divisions by sums that can be 0 finite.
+TINY = 1e-300
+
+_TWO_LN19 = 2 * log(19)
+
+
+@dataclass(frozen=True)
+class CollapseCells:
+    """Where the cells of a fit stand: log2 budget and centred mean log2 length of each, (cells,)."""
+
+    x: Array
+    dz: Array
+
+    def bounds(self, alpha1: float | None = None) -> tuple[Array, Array]:
+        """Lower and upper bounds of (midpoint, alpha1, log width); alpha1 may be held at a value."""
+        low, high = float(self.x.min()), float(self.x.max())
+        slopes = ALPHA1_BOUNDS if alpha1 is None else (alpha1, alpha1)
+        widest = max(2 * (high - low), 2 * MIN_WIDTH)
+        return (
+            np.array([low - BEYOND_GRID, slopes[0], log(MIN_WIDTH)]),
+            np.array([high + BEYOND_GRID, slopes[1], log(widest)]),
+        )
+
+
+@dataclass(frozen=True)
+class CollapseFit:
+    """Fitted parameters of each row of the data, (rows,); nan where a row shows no loss at all."""
+
+    midpoint: Array
+    alpha1: Array
+    width: Array
+    floor_frac: Array
+    rss: Array
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """The sums of squares that a fit needs, (rows, cells): weight times A^2, A d, d^2 with d = A - y."""
+
+    aa: Array
+    ad: Array
+    dd: Array
+
+    def of(self, rows: Indices) -> _Losses:
+        return _Losses(self.aa[rows], self.ad[rows], self.dd[rows])
+
+
+def fit_collapse(
+    cells: CollapseCells, compressed: Array, full: Array, n_pairs: Array, alpha1: float | None = None
+) -> CollapseFit:
+    """Least squares over all cells, weighted by the pairs of each, for many rows of data at once.
+
+    With midpoint, alpha1 and width given the model is linear in the floor, which is therefore eliminated (variable
+    projection). A grid over the three others gives every row its own start; Levenberg-Marquardt refines it.
+
+    Parameters
+    ----------
+    cells : places of the cells.
+    compressed, full, n_pairs : (rows, cells) sums of the compressed and of the full cache's scores over the pairs of the
+        cell, and the number of pairs; a cell without pairs counts for nothing. A row is the sample or one resample.
+    alpha1 : hold alpha1 at this value; None estimates it within ALPHA1_BOUNDS.
+
+    References
+    ----------
+    Golub and Pereyra (1973), SIAM J. Numer. Anal. 10:413; Kaufman (1975), BIT 15:49 (the Jacobian that is used).
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        per_pair = np.where(n_pairs > 0, 1 / n_pairs, 0.0)
+    # Rows contiguous: every sum over cells then adds in the same order, however many rows there are.
+    compressed, full, n_pairs = (np.ascontiguousarray(a) for a in (compressed, full, n_pairs))
+    drop = full - compressed
+    losses = _Losses(full * full * per_pair, full * drop * per_pair, drop * drop * per_pair)
+    theta, rss, loss = np.zeros((len(drop), 3)), np.full(len(drop), np.inf), np.zeros(len(drop))
+    for start in _global_search(cells, losses, alpha1):
+        found, new_rss, new_loss = _refined(cells, losses, start, alpha1)
+        better = new_rss < rss * (1 - SAME_FIT)
+        theta[better], rss[better], loss[better] = found[better], new_rss[better], new_loss[better]
+    undefined = loss <= 0
+    theta[undefined] = np.nan
+    return CollapseFit(
+        midpoint=theta[:, 0],
+        alpha1=theta[:, 1],
+        width=np.exp(theta[:, 2]),
+        floor_frac=np.where(undefined, np.nan, 1 - loss),
+        rss=rss,
+    )
+
+
+def _global_search(cells: CollapseCells, losses: _Losses, alpha1: float | None) -> Iterator[Array]:
+    """For each width of a grid the best midpoint and alpha1 of every row, (rows, 3): starts of the refinement.
+
+    One start for each width, because a narrow curve can lie between two budgets in several places and the sum of
+    squares then has several minima.
+    """
+    low, high = cells.bounds(alpha1)
+    reach = max(float(np.abs(cells.dz).max()), TINY)
+    for log_width in _axis(low[2], high[2], log(WIDTH_STEP)):
+        step = min(MIDPOINT_STEP * exp(log_width), MAX_MIDPOINT_STEP)
+        midpoints, slopes = _axis(low[0], high[0], step), _axis(low[1], high[1], min(step / reach, 0.5))
+        points = np.stack([a.ravel() for a in np.meshgrid(midpoints, slopes, [log_width])], axis=1)
+        yield points[_best(losses, _lost(cells, points)[1])]
+
+
+def _axis(low: float, high: float, step: float) -> Array:
+    """Equal steps of at most `step` from one bound to the other."""
+    return np.linspace(low, high, ceil((high - low) / step) + 1)
+
+
+def _best(losses: _Losses, lost: Array) -> Indices:
+    """The grid point, of (points, cells), with the smallest sum of squares for each row."""
+    best = np.empty(len(losses.aa), dtype=np.int64)
+    rows = max(1, BLOCK_ENTRIES // len(lost))
+    for first in range(0, len(best), rows):
+        part = losses.of(np.arange(first, min(first + rows, len(best))))
+        cross, square = part.ad @ lost.T, part.aa @ (lost * lost).T
+        loss = _scale(cross, square)
+        gain = loss * (2 * cross - loss * square) / np.maximum(part.dd.sum(axis=1), TINY)[:, None]
+        # Rounded, so that the order of additions in the product cannot choose between equal points.
+        best[first : first + rows] = np.argmax(np.round(gain, 9), axis=1)
+    return best
+
+
+def _lost(cells: CollapseCells, theta: Array) -> tuple[Array, Array]:
+    """Position t on the sigmoid and the lost part 1 - S at every cell, (rows, cells) each."""
+    position = (_TWO_LN19 * np.exp(-theta[:, 2]))[:, None] * (
+        cells.x - theta[:, :1] - theta[:, 1:2] * cells.dz
+    )
+    return position, expit(-position)
+
+
+def _scale(cross: Array, square: Array) -> Array:
+    """Best 1 - phi, in [0, 1]: the size of the loss at the smallest budgets."""
+    return np.clip(cross / np.maximum(square, TINY), 0.0, 1.0)
+
+
+def _projected(cells: CollapseCells, losses: _Losses, theta: Array) -> tuple[Array, Array, Array, Array]:
+    """(rss, 1 - phi, t, lost part) with the floor at its best."""
+    position, lost = _lost(cells, theta)
+    cross, square = (losses.ad * lost).sum(axis=1), (losses.aa * lost * lost).sum(axis=1)
+    loss = _scale(cross, square)
+    rest = losses.dd - 2 * loss[:, None] * losses.ad * lost + (loss**2)[:, None] * losses.aa * lost * lost
+    return np.maximum(rest.sum(axis=1), 0.0), loss, position, lost
+
+
+def _refined(
+    cells: CollapseCells, losses: _Losses, start: Array, alpha1: float | None
+) -> tuple[Array, Array, Array]:
+    """Levenberg-Marquardt within the bounds for all rows at once: parameters (rows, 3), rss and 1 - phi (rows,)."""
+    low, high = cells.bounds(alpha1)
+    theta = start.copy()
+    rss, loss, _, _ = _projected(cells, losses, theta)
+    damping = np.full(len(theta), 1e-2)
+    open_rows = np.arange(len(theta))
+    for _ in range(MAX_ROUNDS):
+        if len(open_rows) == 0:
+            break
+        part, at = losses.of(open_rows), theta[open_rows]
+        trial = np.clip(at + _step(cells, part, at, damping[open_rows], (low, high)), low, high)
+        new_rss, new_loss, _, _ = _projected(cells, part, trial)
+        better = new_rss < rss[open_rows]
+        improved = open_rows[better]
+        theta[improved], rss[improved], loss[improved] = trial[better], new_rss[better], new_loss[better]
+        damping[open_rows] = np.where(better, damping[open_rows] * 0.2, damping[open_rows] * 5)
+        small = (np.abs(trial - at) < SMALL_STEP).all(axis=1)
+        open_rows = open_rows[~small & (damping[open_rows] < 1e8)]
+    return theta, rss, loss
+
+
+def _step(
+    cells: CollapseCells, losses: _Losses, theta: Array, damping: Array, bounds: tuple[Array, Array]
+) -> Array:
+    """The damped Gauss-Newton step of every row, 0 for a parameter whose bound stands in the way."""
+    _, loss, position, lost = _projected(cells, losses, theta)
+    spread = lost * (1 - lost)
+    steepness = (_TWO_LN19 * np.exp(-theta[:, 2]))[:, None]
+    slopes = [steepness * spread, steepness * cells.dz * spread, position * spread]
+    slopes = [loss[:, None] * slope for slope in slopes]
+    free = (loss > 0) & (loss < 1)
+    square = np.maximum((losses.aa * lost * lost).sum(axis=1), TINY)
+    along = [np.where(free, (losses.aa * lost * slope).sum(axis=1) / square, 0.0) for slope in slopes]
+    slopes = [slope - part[:, None] * lost for slope, part in zip(slopes, along, strict=True)]
+    rest = losses.ad - loss[:, None] * losses.aa * lost
+    gradient = np.stack([(rest * slope).sum(axis=1) for slope in slopes], axis=1)
+    matrix = np.stack(
+        [np.stack([(losses.aa * a * b).sum(axis=1) for b in slopes], axis=1) for a in slopes], axis=1
+    )
+    low, high = bounds
+    stuck = ((theta <= low) & (gradient <= 0)) | ((theta >= high) & (gradient >= 0))
+    gradient = np.where(stuck, 0.0, gradient)
+    matrix = np.where(stuck[:, :, None] | stuck[:, None, :], 0.0, matrix)
+    diagonal = np.einsum("rii->ri", matrix)
+    floor = np.maximum(1e-9 * diagonal.max(axis=1, keepdims=True), TINY)
+    matrix = matrix + np.einsum("ri,ij->rij", damping[:, None] * diagonal + floor + stuck * 1.0, np.eye(3))
+    return np.asarray(np.linalg.solve(matrix, gradient[:, :, None])[:, :, 0], dtype=np.float64)
+
+
+def law(lo: float, hi: float) -> str:
+    """What an interval of alpha1 says: "relative", "absolute", "not_distinguishable" (holds 0 and 1) or "neither"."""
+    relative, absolute = lo <= 1 <= hi, lo <= 0 <= hi
+    if relative and absolute:
+        return "not_distinguishable"
+    return "relative" if relative else "absolute" if absolute else "neither"
