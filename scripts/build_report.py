@@ -3,6 +3,7 @@
 from kv_transition.data.manifest import read_manifest
 from kv_transition.report.build import build_report, drawn_figures
 from kv_transition.report.provenance import answered_by, collect
+from kv_transition.report.study import TABLES
 from kv_transition.run.import_published import import_warnings
 from kv_transition.run.script import job
 
@@ -18,9 +19,7 @@ with job(snakemake) as j:
         provenance=collect(j.params.settings, facts),
         manifests=list(j.input.manifests),
         scores=list(j.input.scores),
-        bin_stats=j.input.bin_stats,
-        retention=j.input.retention,
-        transition=j.input.transition,
+        tables={name: j.input[name] for name in TABLES},
         figures=drawn_figures(list(j.input.figures)),
         notes=import_warnings(list(j.input.imported)),
         out=j.output.report,

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from kv_transition.analysis.costs import COSTS
+from kv_transition.analysis.effect_models import EFFECT_MODELS
+from kv_transition.analysis.lossless import LOSSLESS
+from kv_transition.analysis.macro import MACRO
+from kv_transition.analysis.paired_tests import PAIRED_TESTS
 from kv_transition.budgets import Budget, budget_label, kept_tokens
 from kv_transition.files import write_json, write_parquet
 from kv_transition.schema import Settings
@@ -131,7 +136,7 @@ class FakeStudy:
         return {
             "dataset": f"demo__{task}", "task": task, "method": method, "bin_idx": bin_idx, "budget": budget,
             "budget_value": cell["budget_value"].iloc[0], "policy": policy, "n": n, "n_clusters": n,
-            "n_missing": len(cell) - n, "n_infeasible": 0, "n_not_applicable": 0, "infeasible_frac": 0.0, "status": "ok", "n_empty_output": 0, "n_refusal": 0, "n_truncated": int(cell["flag_truncated"].sum()),
+            "n_missing": len(cell) - n, "n_infeasible": 0, "n_not_applicable": 0, "infeasible_frac": 0.0, "status": "ok", "n_empty_output": 0, "n_refusal": 0, "n_truncated": int((cell["flag_truncated"] & ~cell["flag_engine_error"]).sum()),
             "n_format_error": 0, "n_timeout": 0, "n_engine_error": errors,
             "active_frac": float(cell["active"].mean()) if cell["budget_value"].notna().all() else math.nan,
             "unreliable": errors > 0.05 * len(cell), "verified_frac": float((cell["verified"] == "measured").mean()),
@@ -139,6 +144,7 @@ class FakeStudy:
             "token_len_min": cell["token_len"].min(), "token_len_median": float(cell["token_len"].median()), "bin_name": "",
             "token_len_max": cell["token_len"].max(), "mean": mean, "se": se, "lo": max(0.0, mean - 2 * se) if n > 1 else math.nan,
             "hi": min(1.0, mean + 2 * se) if n > 1 else math.nan, "boot_lo": math.nan, "boot_hi": math.nan,
+            "mean_missing_0": mean, "mean_missing_1": mean, "truncated_frac": 0.0, "n_reference_failed": 0, "n_straddling_clusters": 0,
             "em_mean": float(used["em"].mean()) if n else math.nan, "f1_mean": mean, **self.about,
         }  # fmt: skip
 
@@ -167,7 +173,7 @@ class FakeStudy:
                 "active_frac",
             ]
         ].copy()
-        out["n_pairs"] = cells["n"]
+        out["n_pairs"], out["unreliable"] = cells["n"], cells["unreliable"]
         out["R"], out["status"], out["gate"] = ratio, status, "ok" if ok else status
         out["R_lo"] = (ratio - spread).clip(lower=0) if ok else math.nan
         out["R_hi"] = ratio + spread if ok else math.nan
@@ -209,10 +215,120 @@ class FakeStudy:
                         "interp_label": None, "interp_lo": math.nan, "interp_hi": math.nan, "interp_lo_label": None,
                         "interp_hi_label": None, "status": status, "p_upper": [0.5] * len(cell), "p_lower": [0.5] * len(cell),
                         "budgets": [float(value) for value in cell["budget_value"]], "max_decrease": 0.0,
+                        "logistic_status": status, "m": 6.2, "m_lo": 5.9, "m_hi": 6.5, "m_label": "74", "width": 2.1,
+                        "width_lo": 1.2, "width_hi": 3.4, "logistic_flags": "", "gof_p": 0.4,
                         "n_pairs": int(cell["n_pairs"].max()), "token_len_median": float(lengths[(task, bin_idx, policy)]), "flags": "", **self.about,
                     }
                 )  # fmt: skip
         return pd.DataFrame(rows)
+
+    def further_tables(self) -> dict[str, pd.DataFrame]:
+        """The other analysis tables, as far as the report reads them."""
+        return {
+            "paired_tests": pd.DataFrame(self._comparisons(), columns=list(PAIRED_TESTS)),
+            "lossless": pd.DataFrame(self._claims(), columns=list(LOSSLESS)),
+            "effect_models": pd.DataFrame(self._laws(), columns=list(EFFECT_MODELS)),
+            "macro": pd.DataFrame(self._macro(), columns=list(MACRO)),
+            "costs": pd.DataFrame(self._costs(), columns=list(COSTS)),
+        }
+
+    def _comparisons(self) -> list[dict[str, Any]]:
+        """Methods against each other and neighbouring budgets, all lengths together; shown from a difference of 0.1."""
+        out = []
+        stats = self.bin_stats()
+        stats = stats[
+            (stats["bin_idx"] == -1) & (stats["budget_value"].notna() | (stats["method"] == "full"))
+        ]
+        for (dataset, task, policy), rows in stats.groupby(["dataset", "task", "policy"]):
+            cells = {(row["method"], row["budget"]): row for _, row in rows.iterrows()}
+            methods, budgets = sorted(self.methods), [budget_label(b) for b in sorted(self.budgets)]
+            pairs = [("method", (a, x), (b, x)) for a, b in combinations(methods, 2) for x in budgets]
+            pairs += [("full", ("full", "full"), (m, x)) for m in methods for x in budgets]
+            pairs += [("adjacent", (m, x), (m, y)) for m in methods for x, y in pairwise(budgets)]
+            for kind, one, other in pairs:
+                if one not in cells or other not in cells:
+                    continue
+                diff = cells[other]["mean"] - cells[one]["mean"]
+                out.append(
+                    {
+                        "dataset": dataset, "task": task, "policy": policy, "kind": kind, "bin_idx": -1,
+                        "method_a": one[0], "budget_a": one[1], "budget_value_a": cells[one]["budget_value"],
+                        "method_b": other[0], "budget_b": other[1], "budget_value_b": cells[other]["budget_value"],
+                        "n_pairs": cells[other]["n"], "n_clusters": cells[other]["n"], "gate": "ok", "family": f"{kind}|-1",
+                        "diff_lo": diff - 0.03, "diff_hi": diff + 0.03, "p": 0.0005 if abs(diff) > 0.1 else 0.4,
+                        "diff": diff, "p_adjusted": 0.001 if abs(diff) > 0.1 else 0.5, "adjustment": "holm", "mde": 0.07,
+                        "status": "ok", "inactive": False, "unreliable": False, **self.about,
+                    }
+                )  # fmt: skip
+        return out
+
+    def _claims(self) -> list[dict[str, Any]]:
+        out = []
+        for keys, cells in self.retention().groupby(["dataset", "task", "method", "bin_idx", "policy"]):
+            shown = None
+            for _, row in cells.sort_values("budget_value", ascending=False).iterrows():
+                if row["ni_p"] > 0.05:
+                    break
+                shown = row
+            found = {"smallest_lossless": None, "status": "not_demonstrated", "mde": 0.12, "n_needed": 431.0}
+            if shown is not None:
+                found |= {"smallest_lossless": shown["budget"], "status": "ok", "p_holm_methods": 0.004}
+            names = ("dataset", "task", "method", "bin_idx", "policy")
+            out.append(
+                {
+                    **dict(zip(names, keys, strict=True)),
+                    "delta": 0.05,
+                    "tested": [],
+                    "p": [],
+                    **found,
+                    **self.about,
+                }
+            )
+        return out
+
+    def _laws(self) -> list[dict[str, Any]]:
+        terms = {"alpha1": 0.98, "midpoint": 6.0, "rss": 0.5, "rss_alpha1_0": 2.5, "rss_alpha1_1": 0.51}
+        return [
+            {
+                "dataset": f"demo__{task}", "task": task, "policy": policy, "model": "collapse", "method": method,
+                "term": term, "estimate": value, "status": "ok", "flags": "",
+                **({"lo": 0.81, "hi": 1.1, "label": "relative"} if term == "alpha1" else {"label": ""}), **self.about,
+            }
+            for task in self.tasks for policy in self.policies for method in self.methods for term, value in terms.items()
+        ]  # fmt: skip
+
+    def _macro(self) -> list[dict[str, Any]]:
+        if len(self.tasks) < 2:
+            return []
+        stats = self.bin_stats()
+        stats = stats[stats["bin_idx"] == -1]
+        full = stats[stats["method"] == "full"].groupby("policy")["mean"].mean()
+        rows = []
+        for (policy, method, budget), cells in stats.groupby(["policy", "method", "budget"]):
+            mean = float(cells["mean"].mean())
+            rows.append(
+                {
+                    "method": method, "budget": budget, "budget_value": cells["budget_value"].iloc[0], "policy": policy,
+                    "n_tasks": len(cells), "tasks_missing": "", "mean": mean, "lo": mean - 0.02, "hi": mean + 0.02,
+                    "R": mean / full[policy], "R_lo": mean / full[policy] - 0.03, "R_hi": mean / full[policy] + 0.03,
+                    "unreliable": False, "status": "ok", **self.about,
+                }
+            )  # fmt: skip
+        return rows
+
+    def _costs(self) -> list[dict[str, Any]]:
+        stats = self.bin_stats()
+        stats = stats[stats["policy"] == self.policies[0]]
+        names = ("dataset", "task", "method", "bin_idx", "budget", "budget_value", "n")
+        counts = {"n_not_asked": 0, "n_failed": 0, "n_copied": 0, "n_timed": 0, "timing_scope": "sweep"}
+        return [
+            {
+                **{name: row[name] for name in names}, **counts, "n_examples": row["n"], "n_clusters": row["n"],
+                "bytes_kept_mean": 768.0 * row["kept_mean"], "bytes_kept_lo": 700.0 * row["kept_mean"],
+                "bytes_kept_hi": 800.0 * row["kept_mean"], "kept_mean": row["kept_mean"], "status": "not_timed", **self.about,
+            }
+            for _, row in stats.iterrows()
+        ]  # fmt: skip
 
     def _limit(self, name: str, index: int, status: str, *, upper: bool = False) -> dict[str, Any]:
         budgets = sorted(self.budgets)
@@ -273,9 +389,14 @@ class FakeStudy:
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Every table as a file; returns the arguments of `build_report` that name files."""
-        write_parquet(folder / "analysis/bin_stats.parquet", self.bin_stats())
-        write_parquet(folder / "analysis/retention.parquet", self.retention())
-        write_parquet(folder / "analysis/transition.parquet", self.transition())
+        tables = {
+            "bin_stats": self.bin_stats(),
+            "retention": self.retention(),
+            "transition": self.transition(),
+        }
+        tables |= self.further_tables()
+        for name, table in tables.items():
+            write_parquet(folder / f"analysis/{name}.parquet", table)
         scores = self.scores()
         for task in self.tasks:
             write_parquet(folder / f"scores/{task}.parquet", scores[scores["task"] == task])
@@ -283,7 +404,5 @@ class FakeStudy:
         return {
             "manifests": [folder / f"data/{task}/manifest.json" for task in self.tasks],
             "scores": [folder / f"scores/{task}.parquet" for task in self.tasks],
-            "bin_stats": folder / "analysis/bin_stats.parquet",
-            "retention": folder / "analysis/retention.parquet",
-            "transition": folder / "analysis/transition.parquet",
+            "tables": {name: folder / f"analysis/{name}.parquet" for name in tables},
         }

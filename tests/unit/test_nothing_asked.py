@@ -16,6 +16,10 @@ from task_files import response, write_manifest, write_shard
 
 from kv_transition.analysis.aggregate import BIN_STATS, RETENTION, bin_stats, retention
 from kv_transition.analysis.cells import POOLED
+from kv_transition.analysis.effect_models import write_effect_models
+from kv_transition.analysis.lossless import write_lossless
+from kv_transition.analysis.macro import write_macro
+from kv_transition.analysis.paired_tests import write_paired_tests
 from kv_transition.analysis.plots import draw_task
 from kv_transition.analysis.queries import read_examples
 from kv_transition.analysis.tables import CELL_KEYS, write_table
@@ -126,9 +130,15 @@ def analysed(tmp_path_factory: pytest.TempPathFactory) -> Analysed:
     files = study.write(tmp_path_factory.mktemp("study"))
     inputs = read_examples(files["scores"], files["manifests"])
     stats, ratios, curves = bin_stats(*inputs, CFG), retention(*inputs, CFG), transition(*inputs, CFG)
-    write_table(stats, BIN_STATS, list(CELL_KEYS), CFG, files["bin_stats"])
-    write_table(ratios, RETENTION, list(CELL_KEYS), CFG, files["retention"])
-    write_table(curves, TRANSITION, list(KEYS), CFG, files["transition"])
+    paths = files["tables"]
+    write_table(stats, BIN_STATS, list(CELL_KEYS), CFG, paths["bin_stats"])
+    write_table(ratios, RETENTION, list(CELL_KEYS), CFG, paths["retention"])
+    write_table(curves, TRANSITION, list(KEYS), CFG, paths["transition"])
+    for name, write in (
+        *(("paired_tests", write_paired_tests), ("lossless", write_lossless)),
+        *(("effect_models", write_effect_models), ("macro", write_macro)),
+    ):
+        write(files["scores"], files["manifests"], CFG, paths[name])
     return Analysed(files, study.settings(), stats, ratios, curves)
 
 
@@ -195,15 +205,15 @@ def test_the_other_cells_do_not_move(analysed: Analysed) -> None:
 @pytest.fixture(scope="module")
 def drawn(analysed: Analysed, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("figures")
-    tables = {name: analysed.files[name] for name in ("bin_stats", "retention", "transition")}
+    files = analysed.files
     draw_task(
-        TASK, tables=tables, scores=analysed.files["scores"][0], folder=folder, settings=analysed.settings
+        TASK, tables=files["tables"], scores=files["scores"][0], folder=folder, settings=analysed.settings
     )
     return folder
 
 
 def test_figures_leave_out_what_says_nothing_and_say_so(drawn: Path) -> None:
-    for figure in ("score_vs_budget", "heatmap", "transition_vs_length"):
+    for figure in ("score_vs_budget", "heatmap", "transition_vs_length", "retention_vs_budget", "collapse"):
         caption = (drawn / f"{figure}__{TASK}.txt").read_text()
         assert "Not applicable, because the records have no question: bm25." in caption
     score = pd.read_csv(drawn / f"score_vs_budget__{TASK}.csv")
@@ -248,10 +258,11 @@ def test_score_files_of_one_task_only_method_not_applicable_can_still_be_drawn(
 ) -> None:
     """The only method of an experiment may be one that a task has no use for."""
     tables = {}
-    for name in ("bin_stats", "retention", "transition"):
-        table = read_parquet(analysed.files[name])
+    for name, path in analysed.files["tables"].items():
+        table = read_parquet(path)
+        own = [column for column in ("method", "method_a", "method_b") if column in table]
         tables[name] = tmp_path / f"{name}.parquet"
-        write_parquet(tables[name], table[table["method"].isin(["full", "no_context", "bm25"])])
+        write_parquet(tables[name], table[table[own].isin(["full", "no_context", "bm25", ""]).all(axis=1)])
     draw_task(
         TASK, tables=tables, scores=analysed.files["scores"][0], folder=tmp_path, settings=analysed.settings
     )

@@ -58,15 +58,17 @@ def test_every_figure_has_its_numbers_beside_it(tmp_path):
 def test_a_task_is_drawn_from_files_with_captions_beside_the_figures(tmp_path):
     study = small()
     files = study.write(tmp_path)
-    tables = {name: files[name] for name in ("bin_stats", "retention", "transition")}
     draw_task(
-        TASK, tables=tables, scores=files["scores"][0], folder=tmp_path / "f", settings=study.settings()
+        TASK,
+        tables=files["tables"],
+        scores=files["scores"][0],
+        folder=tmp_path / "f",
+        settings=study.settings(),
     )
     figures = drawn_figures(sorted((tmp_path / "f").glob("*.txt")))
     assert [figure["name"].partition("__")[0] for figure in figures] == [
-        "score_vs_budget",
-        "transition_vs_length",
-        "heatmap",
+        *("score_vs_budget", "transition_vs_length", "collapse", "retention_vs_budget", "heatmap", "forest"),
+        *("pareto", "latency", "failures"),
     ]
     for figure in figures:
         assert figure["caption"].endswith(".")
@@ -77,9 +79,12 @@ def test_a_task_is_drawn_from_files_with_captions_beside_the_figures(tmp_path):
 def test_the_numbers_beside_a_figure_say_by_which_prompts_they_came(tmp_path):
     study = small()
     files = study.write(tmp_path)
-    tables = {name: files[name] for name in ("bin_stats", "retention", "transition")}
     draw_task(
-        TASK, tables=tables, scores=files["scores"][0], folder=tmp_path / "f", settings=study.settings()
+        TASK,
+        tables=files["tables"],
+        scores=files["scores"][0],
+        folder=tmp_path / "f",
+        settings=study.settings(),
     )
     for path in (tmp_path / "f").glob("*.csv"):
         assert set(pd.read_csv(path)["protocol"]) == {"own-1"}

@@ -174,8 +174,8 @@ def test_the_first_line_names_the_experiment_and_the_answer_comes_first(tmp_path
 
 def test_equal_results_give_equal_bytes(tmp_path):
     def reverse(files):
-        for name in ("bin_stats", "retention", "transition"):
-            write_parquet(files[name], read_parquet(files[name]).iloc[::-1])
+        for path in files["tables"].values():
+            write_parquet(path, read_parquet(path).iloc[::-1])
         for path in files["scores"]:
             write_parquet(path, read_parquet(path).iloc[::-1])
 
@@ -185,7 +185,7 @@ def test_equal_results_give_equal_bytes(tmp_path):
 
 def test_a_censored_limit_is_never_written_as_a_number_in_the_report(tmp_path):
     def censor(files):
-        path = files["transition"]
+        path = files["tables"]["transition"]
         write_parquet(path, read_parquet(path).assign(T_point=">256", T_lower="<=16", T_upper=">256"))
 
     page = write(small(), tmp_path / "demo", change=censor)
@@ -269,13 +269,86 @@ def test_only_relative_links_move():
     )
 
 
+def test_the_first_screen_says_what_was_tested_where_it_breaks_and_what_stays_open(tmp_path):
+    answer = section(write(small(), tmp_path / "demo"), "The answer")
+    assert "answered 12 prompts of 61 to 800 tokens" in answer
+    assert "snapkv and random, each at 3 budgets from 16 to 256 tokens" in answer
+    row = re.search(r"^\| snapkv \|.*$", answer, re.M)[0]
+    assert "0.98 [0.81, 1.10]: a share of the prompt" in row
+    assert "Not shown: " in answer
+    assert "Holm's correction over 3 comparisons" in answer
+
+
+def test_a_difference_between_methods_needs_its_corrected_p_value(tmp_path):
+    def not_shown(files):
+        tests = read_parquet(files["tables"]["paired_tests"])
+        write_parquet(files["tables"]["paired_tests"], tests.assign(p_adjusted=0.06, p=0.01))
+
+    page = write(small(), tmp_path / "a")
+    assert re.search(r"^\| snapkv \| .*64.* \(by 0\.\d\d", page, re.M)
+    page = write(small(), tmp_path / "b", change=not_shown)
+    assert "No difference between methods could be shown" in section(page, "The answer")
+    assert "scores higher than each" not in page
+
+
+def test_means_over_tasks_stand_on_their_own_and_only_with_more_than_one(tmp_path):
+    page = write(small(tasks=("phrasebook_qa", "phrasebook_multi_qa")), tmp_path / "two")
+    both = section(page, "All tasks together")
+    assert "over 2 tasks" in both
+    assert both.count("| snapkv | ") == 2
+    assert "All tasks together" not in write(small(), tmp_path / "one")
+
+
+def test_every_method_has_its_results_beside_its_card(tmp_path):
+    methods = section(write(small(), tmp_path / "demo"), "Methods")
+    assert re.search(r"### snapkv\n.*\| phrasebook_qa \| .* \| .* a share of the prompt \|", methods, re.S)
+
+
+def test_the_report_says_how_to_make_it_again_and_how_to_cite_it(tmp_path):
+    again = section(write(small(), tmp_path / "demo"), "Make it again, and cite it")
+    assert "snakemake --cores all results/demo/report.md" in again
+    assert "@misc{kv-transition-demo," in again
+    assert "configuration sha256 c0ffee" in again
+    assert "commit abc123" in again
+
+
+def test_bins_of_cut_prompts_and_contexts_in_several_bins_are_said_before_the_numbers(tmp_path):
+    def spoil(files):
+        stats = read_parquet(files["tables"]["bin_stats"])
+        stats.loc[stats["bin_idx"] == 1, "truncated_frac"] = 0.6
+        stats.loc[stats["bin_idx"] == -1, "n_straddling_clusters"] = 2
+        write_parquet(files["tables"]["bin_stats"], stats)
+
+    answer = section(write(small(), tmp_path / "demo", change=spoil), "The answer")
+    assert "more than half of the prompts of 201–800 tokens were cut" in answer
+    assert "2 of 12 contexts have prompts in more than one length bin" in answer
+    plain = section(write(small(), tmp_path / "plain"), "The answer")
+    assert "were cut" not in plain
+    assert "more than one length bin" not in plain
+
+
+def test_bounds_are_shown_for_cells_that_miss_scores(tmp_path):
+    def miss(files):
+        stats = read_parquet(files["tables"]["bin_stats"])
+        stats.loc[stats["method"] == "random", ["n_missing", "mean_missing_0", "mean_missing_1"]] = [
+            3,
+            0.25,
+            0.5,
+        ]
+        write_parquet(files["tables"]["bin_stats"], stats)
+
+    page = write(small(), tmp_path / "demo", change=miss)
+    assert re.search(r"^\| random \| 16 \| 3 of 15 \| 0\.\d\d \| 0\.25 \| 0\.50 \|$", page, re.M)
+    assert "if all missing ones were 0 or 1" not in write(small(), tmp_path / "none")
+
+
 def test_a_policy_that_changes_a_headline_is_reported_and_one_that_does_not_is_too(tmp_path):
     assert "No headline label changes" in section(write(small(), tmp_path / "a"), "Failures")
 
     def differ(files):
-        rows = read_parquet(files["transition"])
+        rows = read_parquet(files["tables"]["transition"])
         rows.loc[(rows["policy"] == "exclude") & (rows["method"] == "random"), "T_point"] = "16"
-        write_parquet(files["transition"], rows)
+        write_parquet(files["tables"]["transition"], rows)
 
     failures = section(write(small(), tmp_path / "b", change=differ), "Failures")
     assert "These headline labels change" in failures
@@ -291,9 +364,9 @@ def test_failures_are_counted_and_shown(tmp_path):
 
 def test_what_makes_numbers_doubtful_is_said_before_them(tmp_path):
     def spoil(files):
-        rows = read_parquet(files["bin_stats"])
+        rows = read_parquet(files["tables"]["bin_stats"])
         rows["verified_frac"] = 0.5
-        write_parquet(files["bin_stats"], rows[rows["method"] != "no_context"])
+        write_parquet(files["tables"]["bin_stats"], rows[rows["method"] != "no_context"])
         path = files["manifests"][0]
         path.write_text(json.dumps(json.loads(path.read_text()) | {"warnings": ["bin 1 holds ties"]}))
         scores = read_parquet(files["scores"][0])
@@ -314,14 +387,17 @@ def test_gates_are_explained_and_claim_nothing(tmp_path):
             ("retention", small().retention("context_not_needed")),
             ("transition", small().transition("context_not_needed")),
         ):
-            write_parquet(files[name], study)
+            write_parquet(files["tables"][name], study)
+        claims = read_parquet(files["tables"]["lossless"])
+        claims = claims.assign(status="context_not_needed", smallest_lossless=None)
+        write_parquet(files["tables"]["lossless"], claims)
 
     page = write(small(), tmp_path / "demo", change=close)
     assert "could not be determined" in section(page, "The answer")
     assert "does not score measurably above the model without any context" in section(
         page, "What could not be shown"
     )
-    assert "| snapkv | not tested |" in page
+    assert "| snapkv | not tested: the full cache does not score measurably above" in page
 
 
 def test_what_a_sample_cannot_see_is_said(tmp_path):

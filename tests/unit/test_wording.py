@@ -1,13 +1,14 @@
 """Sentences that never say more than the tests did."""
 
 import re
-from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kv_transition.report.lossless import LosslessCell, lossless_budget
+from kv_transition.report.claims import claim_words, p_words
+from kv_transition.report.length_law import LengthLaw
+from kv_transition.report.study import Claim
 from kv_transition.report.wording import (
     Curve,
     answer_on_task,
@@ -75,7 +76,7 @@ def test_intervals_say_which_side_is_open(lower, upper, words):
 def test_a_curve_without_estimate_is_a_dash_and_its_labels_are_never_read():
     gated = curve("too_few", "too_few", "too_few", status="too_few")
     assert gated.cell() == "–"
-    text = answer_on_task("qa", "n = 5", [gated], 0.9)
+    text = answer_on_task("qa", [gated], 0.9)
     assert "no transition budget could be determined" in text
     assert "fewer than 10 independent examples" in text
 
@@ -93,7 +94,7 @@ def test_evidence_that_is_none_is_marked_in_cells_and_sentences():
 
 def test_the_answer_names_every_method_with_its_interval():
     curves = [curve(), curve(">512", "256", ">512", method="random")]
-    text = answer_on_task("qa", "n = 160 examples", curves, 0.9)
+    text = answer_on_task("qa", curves, 0.9)
     assert "**64 tokens** with snapkv (32 to 128)" in text
     assert "**above 512 tokens** with random (256 or more)" in text
     assert "at least 90%" in text
@@ -160,33 +161,40 @@ def test_small_words():
     assert [join(["a", "b", "c"][:size]) for size in range(4)] == ["", "a", "a and b", "a, b and c"]
 
 
-def cell(budget, ni_p, active=1.0, unreliable=False, gate="ok"):
-    return LosslessCell(str(budget), float(budget), gate, active, unreliable, ni_p, 0.12)
+def test_a_claim_is_a_budget_or_says_what_the_sample_could_have_seen():
+    assert claim_words(Claim("ok", "192")) == "192"
+    assert claim_words(Claim("not_demonstrated", None, mde=0.12)) == "not demonstrated (MDE 0.12)"
+    assert claim_words(Claim("not_tested", None)) == "not tested: little was compressed"
+    assert claim_words(Claim("too_few", None)).startswith("not tested: fewer than 10")
+    assert claim_words(None) == "–"
 
 
-def test_lossless_is_the_last_success_from_the_largest_budget_down():
-    cells = [cell(64, 0.001), cell(128, 0.3), cell(256, 0.01), cell(512, 0.02)]
-    assert lossless_budget(cells) == "256"
+def law(low, high, label="neither", **changes):
+    values = {"method": "snapkv", "alpha": (low + high) / 2, "status": "ok", "flags": ()} | changes
+    return LengthLaw(low=low, high=high, label=label, **values)
 
 
-def test_budgets_that_compressed_little_neither_prove_nor_stop():
-    cells = [cell(128, 0.01), cell(256, 0.001, active=0.4), cell(512, None, active=0.0)]
-    assert lossless_budget(cells) == "128"
-    assert lossless_budget(cells[1:]) == "not tested"
+@pytest.mark.parametrize(
+    ("low", "high", "label", "brief", "reading"),
+    [
+        (0.8, 1.1, "relative", "a share of the prompt", "in proportion to the prompt is possible"),
+        (-0.1, 0.4, "absolute", "a number of tokens", "not at all is possible"),
+        (-0.2, 1.2, "not_distinguishable", "open", "not distinguishable"),
+        (0.2, 0.7, "neither", "in between", "more slowly than the prompt"),
+        (1.2, 1.9, "neither", "more than a share", "faster than the prompt"),
+        (-0.9, -0.2, "neither", "falls", "shrinks"),
+    ],
+)
+def test_an_exponent_is_read_by_its_interval_alone(low, high, label, brief, reading):
+    assert law(low, high, label).brief().endswith(f": {brief}")
+    assert reading in law(low, high, label).reading()
 
 
-def test_a_failing_cell_or_gate_is_no_claim_and_gives_the_mde():
-    assert lossless_budget([cell(256, 0.001, unreliable=True)]) == "not demonstrated (MDE 0.12)"
-    assert lossless_budget([cell(256, 0.2)]) == "not demonstrated (MDE 0.12)"
-    assert lossless_budget([cell(256, 0.001, gate="context_not_needed")]) == "not tested"
-    assert lossless_budget([]) == "not tested"
+def test_an_exponent_without_limits_claims_nothing():
+    missing = law(float("nan"), float("nan"), "", status="too_few_bins")
+    assert missing.number == "–"
+    assert missing.reading().startswith("could not be determined: ")
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_a_larger_p_value_never_gives_a_bolder_claim(p_values):
-    def claimed(values):
-        label = lossless_budget([cell(2 ** (4 + rank), value) for rank, value in enumerate(values)])
-        return float(label) if label.isdigit() else float("inf")
-
-    claims = [claimed([min(value + step, 1.0) for value in p_values]) for step in (0.0, 0.02, 0.2)]
-    assert all(first <= second for first, second in pairwise(claims))
+def test_small_p_values_are_bounded_not_rounded_to_zero():
+    assert [p_words(p) for p in (0.00001, 0.0134, 0.42)] == ["&lt;0.001", "0.013", "0.42"]

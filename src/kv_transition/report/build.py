@@ -10,10 +10,17 @@ from typing import Any
 from kv_transition.analysis.figures.draw import TITLES
 from kv_transition.errors import UserError
 from kv_transition.files import write_text
-from kv_transition.report import findings, tables
+from kv_transition.report import costs, findings, macro
+from kv_transition.report import tables as page_tables
+from kv_transition.report.answer import answer, length_findings, reference_words
+from kv_transition.report.claims import lossless_table
+from kv_transition.report.comparisons import comparison_table, comparison_words, steps_table
+from kv_transition.report.curve_shape import shape_table
+from kv_transition.report.length_law import law_conf, length_law_table, no_law_words
 from kv_transition.report.markdown import move_links, name_text, relative_link, table
 from kv_transition.report.method_card import method_card
 from kv_transition.report.official import official_scores
+from kv_transition.report.per_method import method_summary
 from kv_transition.report.study import Study, read_study
 from kv_transition.report.wording import looked_at, percent
 
@@ -27,9 +34,7 @@ def build_report(
     provenance: Mapping[str, Any],
     manifests: Sequence[str | Path],
     scores: Sequence[str | Path],
-    bin_stats: str | Path,
-    retention: str | Path,
-    transition: str | Path,
+    tables: Mapping[str, str | Path],
     figures: Sequence[Mapping[str, Any]],
     out: str | Path,
     notes: Sequence[str] = (),
@@ -41,7 +46,7 @@ def build_report(
     settings : the resolved configuration.
     provenance : what `provenance.collect` gives; `configfile` among it, if any, is named in the command.
     manifests, scores : one file a task.
-    bin_stats, retention, transition : the analysis tables.
+    tables : the analysis tables by name.
     figures : {name, title, svg, png, csv, caption} each; a name `<figure>__<task>` places it with its task, and the
         files are linked relative to the report.
     notes : further sentences that change how the numbers have to be read.
@@ -51,7 +56,7 @@ def build_report(
     UserError
         When a figure lacks one of its keys or its file with numbers.
     """
-    study = read_study(settings, manifests, scores, bin_stats, retention, transition)
+    study = read_study(settings, manifests, scores, tables)
     page = _template().render(context(study, provenance, figures, out, notes))
     write_text(out, re.sub(r"\n{3,}", "\n\n", page).rstrip() + "\n")
 
@@ -75,7 +80,7 @@ def context(
         "min_active": percent(study.min_active_share),
         "max_failures": percent(study.max_failures),
         "tested": findings.tested(study),
-        "answer": findings.answer(study),
+        "answer": answer(study),
         "read_first": [*findings.read_first(study), *(name_text(note) for note in notes)],
         "tasks": [
             _task(study, task, [drawn for name, drawn in shown if name == task]) for task in study.tasks
@@ -84,14 +89,29 @@ def context(
         "published": settings["engine"]["kind"] == "published",
         "policy": study.policy,
         "protocols": " and ".join(sorted({study.protocol(task) for task in study.tasks})),
-        "failures": tables.failure_table(study),
-        "failure_examples": tables.failure_examples(study, int(settings["output"]["failure_examples"])),
+        "failures": page_tables.failure_table(study),
+        "failure_examples": page_tables.failure_examples(study, int(settings["output"]["failure_examples"])),
         "not_shown": findings.not_shown(study),
-        "sensitivity": tables.sensitivity_table(study),
-        "kept": tables.kept_table(study),
+        "sensitivity": page_tables.sensitivity_table(study),
+        "kept": page_tables.kept_table(study),
         "text_methods": bool(study.text_methods),
-        "cards": [_card(study, method) for method in study.methods],
+        "methods": [
+            {
+                "name": name_text(method),
+                "summary": method_summary(study, method),
+                "card": _card(study, method),
+            }
+            for method in study.methods
+        ],
+        "macro": {
+            "mean": macro.macro_table(study),
+            "retention": macro.macro_table(study, "R"),
+            "full": macro.macro_reference(study),
+        },
+        "law_conf": law_conf(study),
+        "fit_replicates": f"{int(settings['analysis']['fit_replicates']):,}",
         "provenance": provenance_table(provenance, settings),
+        "citation": citation(settings, provenance),
         "command": command(str(settings["experiment"]["id"]), provenance.get("configfile")),
     }
 
@@ -114,17 +134,26 @@ def _task(study: Study, task: str, figures: list[dict[str, str]]) -> dict[str, A
     curves = len(study.curves(task, study.taus[0]))
     return {
         "name": name_text(task),
-        "reference": findings.reference_words(study, task),
-        "lengths": findings.length_findings(study, task, study.taus[0]),
-        "transitions": [(percent(tau), tables.transition_table(study, task, tau)) for tau in study.taus],
-        "scores": tables.score_table(study, task),
+        "reference": reference_words(study, task),
+        "lengths": length_findings(study, task, study.taus[0]),
+        "shape": shape_table(study, task),
+        "law": length_law_table(study, task),
+        "no_law": no_law_words(study, task),
+        "comparison": comparison_table(study, task),
+        "comparison_words": comparison_words(study, task),
+        "steps": steps_table(study, task),
+        "bounds": page_tables.bounds_table(study, task),
+        "costs": costs.cost_table(study, task),
+        "timed": costs.timed(study, task),
+        "transitions": [(percent(tau), page_tables.transition_table(study, task, tau)) for tau in study.taus],
+        "scores": page_tables.score_table(study, task),
         "metric": study.metric(task),
         "protocol": study.protocol(task),
         "official": official_scores(study, task),
         "figures": figures,
-        "retention": tables.retention_table(study, task),
-        "floor_retention": tables.floor_retention_table(study, task),
-        "lossless": tables.lossless_table(study, task),
+        "retention": page_tables.retention_table(study, task),
+        "floor_retention": page_tables.floor_retention_table(study, task),
+        "lossless": lossless_table(study, task),
         "looked_at": looked_at(curves, study.conf),
     }
 
@@ -157,20 +186,41 @@ def _figure(figure: Mapping[str, Any], out: str | Path) -> dict[str, str]:
     return {"title": name_text(figure["title"]), "caption": name_text(figure["caption"]), **links}
 
 
-def _card(study: Study, method: str) -> tuple[str, str]:
+def _card(study: Study, method: str) -> str:
     stats = study.bin_stats[
         (study.bin_stats["method"] == method) & (study.bin_stats["policy"] == study.policy)
     ]
     rows = method_card(method, study.settings, study.pooled(stats))
-    return name_text(method), table(
-        ["", method and name_text(method)], [[what, name_text(text)] for what, text in rows], 2
-    )
+    return table(["", name_text(method)], [[what, name_text(text)] for what, text in rows], 2)
 
 
 def command(experiment_id: str, configfile: object = None) -> str:
     """The command that makes the report again; the target stands before the options."""
     line = f"snakemake --cores all results/{experiment_id}/report.md"
     return f"{line} --configfile {configfile}" if configfile else line
+
+
+def citation(settings: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    """A BibTeX entry that names code and configuration; braces of the title cannot end it."""
+    experiment = settings["experiment"]
+    commit = (provenance.get("git") or {}).get("commit")
+    code = f"kv-transition {provenance.get('kv_transition') or 'of unknown version'}"
+    note = [
+        code,
+        *([f"commit {commit}"] if commit else []),
+        f"configuration sha256 {provenance.get('config_hash')}",
+    ]
+    key = re.sub(r"[^A-Za-z0-9_-]", "-", str(experiment["id"]))
+    title = re.sub(r"[{}\\`\s]+", " ", str(experiment["title"])).strip()
+    return "\n".join(
+        [
+            f"@misc{{kv-transition-{key},",
+            f"  title = {{{title}}},",
+            f"  howpublished = {{Report of experiment {experiment['id']}}},",
+            f"  note = {{{', '.join(note)}}},",
+            "}",
+        ]
+    )
 
 
 def provenance_table(provenance: Mapping[str, Any], settings: Mapping[str, Any]) -> str:

@@ -1,24 +1,17 @@
-"""What the report says in sentences: the answer, what to read first, and what this sample could not show."""
+"""What the report says in sentences beside the answer: what to read first, what was run, what could not be shown."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kv_transition.analysis.figures.canvas import budget_tick, finite
-from kv_transition.analysis.figures.cells import POOLED
+from kv_transition.analysis.figures.cells import POOLED, truncated_bins
 from kv_transition.analysis.figures.labels import read_estimate
 from kv_transition.report.markdown import name_text
 from kv_transition.report.method_card import FIRST_TOKENS, SCOPES
 from kv_transition.report.study import Study
-from kv_transition.report.tables import overview_table, with_interval
 from kv_transition.report.wording import (
-    Curve,
-    answer_on_task,
-    answer_over_tasks,
     join,
-    length_sentence,
-    looked_at,
     percent,
     status_words,
 )
@@ -26,63 +19,9 @@ from kv_transition.report.wording import (
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Up to this many tasks the answer names each of them; beyond it counts.
-MAX_NAMED_TASKS = 3
 
-
-def answer(study: Study) -> str:
-    """A paragraph per task: where each method breaks, how that moves with length, and how sure it is."""
-    tau = study.taus[0]
-    pooled = {task: study.pooled_curves(task, tau) for task in study.tasks}
-    if len(study.tasks) <= MAX_NAMED_TASKS:
-        paragraphs = []
-        for task in study.tasks:
-            named = [_named(curve) for curve in pooled[task]]
-            sentences = [answer_on_task(name_text(task), reference_words(study, task), named, tau)]
-            paragraphs.append(" ".join([*sentences, *length_findings(study, task, tau)]))
-    else:
-        every = [_named(curve) for task in study.tasks for curve in pooled[task]]
-        protocols = join(sorted({study.protocol(task) for task in study.tasks}))
-        heading = (
-            f"**Budget that keeps at least {percent(tau)}, all lengths together** (protocol {protocols})"
-        )
-        paragraphs = [answer_over_tasks(every, tau), heading, overview_table(study, tau)] if every else []
-    curves = sum(len(study.curves(task, tau)) for task in study.tasks)
-    return "\n\n".join([*paragraphs, looked_at(curves, study.conf)])
-
-
-def _named(curve: Curve) -> Curve:
-    return replace(curve, method=name_text(curve.method))
-
-
-def reference_words(study: Study, task: str) -> str:
-    """How many examples, and what the full cache and no context score."""
-    full, floor = study.reference(task, "full"), study.reference(task, "no_context")
-    metric = study.metric(task)
-    if full is None:
-        return f"{metric}; the full cache was not run"
-    shown = with_interval(full["mean"], full["lo"], full["hi"])
-    parts = [f"n = {int(full['n'])} examples", f"{metric} {shown} with the full cache"]
-    if floor is not None:
-        parts.append(f"{with_interval(floor['mean'], floor['lo'], floor['hi'])} without context")
-    return ", ".join(parts)
-
-
-def length_findings(study: Study, task: str, tau: float) -> list[str]:
-    """Whether transition budgets move from the shortest to the longest bin with results; empty for one bin."""
-    bins = [one for one in study.bins(task) if one.bin_idx != POOLED and one.n]
-    if len(bins) < 2:
-        return []
-    short, long = bins[0], bins[-1]
-    curves = {(curve.method, curve.bin_idx): curve for curve in study.curves(task, tau) if curve.ok}
-    pairs = {
-        name_text(method): (curves[method, short.bin_idx], curves[method, long.bin_idx])
-        for method in study.methods
-        if (method, short.bin_idx) in curves and (method, long.bin_idx) in curves
-    }
-    if not pairs:
-        return []
-    return [length_sentence(pairs, f"prompts of {short.lengths}", long.lengths)]
+#: Share of contexts in more than one bin above which the report says it.
+MAX_STRADDLING = 0.05
 
 
 def read_first(study: Study) -> list[str]:
@@ -117,6 +56,7 @@ def read_first(study: Study) -> list[str]:
                 f"On {name_text(task)}, {shortened} of the prompts were longer than the limit and lost their middle, before "
                 "anything was evicted."
             )
+        notes += _bins_words(study, task)
         failed = cells[(cells["task"] == task) & cells["unreliable"].astype(bool)]
         if len(failed):
             names = join([f"{name_text(row['method'])} {row['budget']}" for _, row in failed.iterrows()])
@@ -145,6 +85,28 @@ def read_first(study: Study) -> list[str]:
     tokenizers = sorted({str(manifest.get("tokenizer")) for manifest in study.manifests.values()})
     if any("approx" in name for name in tokenizers):
         notes.append(f"Prompt lengths are approximate: they were counted by {name_text(join(tokenizers))}.")
+    return notes
+
+
+def _bins_words(study: Study, task: str) -> list[str]:
+    """Bins whose `full` is not the whole document, and contexts that stand in several bins."""
+    notes = []
+    stats = study.stats(task)
+    cut = [one.lengths for one in study.bins(task) if one.bin_idx in truncated_bins(stats)]
+    if cut:
+        notes.append(
+            f"On {name_text(task)}, more than half of the prompts of {join(cut)} were cut: there the full cache is that of the "
+            "cut document, uncompressed, and the exponent of prompt length leaves these prompts out."
+        )
+    pooled = stats[(stats["bin_idx"] == POOLED) & (stats["method"] == "full")]
+    if len(pooled) and float(pooled.iloc[0]["n_clusters"]) > 0:
+        row = pooled.iloc[0]
+        share = float(row["n_straddling_clusters"]) / float(row["n_clusters"])
+        if share > MAX_STRADDLING:
+            notes.append(
+                f"On {name_text(task)}, {int(row['n_straddling_clusters'])} of {int(row['n_clusters'])} contexts have prompts in "
+                "more than one length bin; intervals over all lengths resample them as if they were different ones."
+            )
     return notes
 
 

@@ -14,11 +14,37 @@ from kv_transition.analysis.figures.palette import in_order
 from kv_transition.budgets import UNCOMPRESSED, Budget
 from kv_transition.files import read_parquet
 from kv_transition.methods import TEXT_METHODS
-from kv_transition.report.lossless import LosslessCell, lossless_budget
 from kv_transition.report.wording import Curve
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+#: The analysis tables that a report is made of.
+TABLES = (
+    *("bin_stats", "retention", "transition", "paired_tests", "lossless", "effect_models", "macro", "costs"),
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is shown of "loses less than delta" for one method on one task.
+
+    Attributes
+    ----------
+    status : "ok", "not_demonstrated", "not_tested", or why the task cannot be judged.
+    budget, every_length : the smallest budget shown with all lengths together, and in every length bin; None without one.
+    mde : the smallest loss that the last test would have found with power 0.8.
+    n_needed : examples with which the spread seen here would show it.
+    p_over_methods : p-value of the claim after Holm's correction over the task's methods.
+    """
+
+    status: str
+    budget: str | None
+    every_length: str | None = None
+    mde: float | None = None
+    n_needed: int | None = None
+    p_over_methods: float | None = None
 
 
 @dataclass(frozen=True)
@@ -31,6 +57,11 @@ class Study:
     bin_stats: pd.DataFrame
     retention: pd.DataFrame
     transition: pd.DataFrame
+    paired_tests: pd.DataFrame
+    lossless: pd.DataFrame
+    effect_models: pd.DataFrame
+    macro: pd.DataFrame
+    costs: pd.DataFrame
 
     @property
     def policy(self) -> str:
@@ -136,6 +167,11 @@ class Study:
         curves = [_curve(row) for _, row in rows.iterrows()]
         return sorted(curves, key=lambda curve: (order.get(curve.method, len(order)), curve.bin_idx))
 
+    def curve_rows(self, task: str, tau: float) -> pd.DataFrame:
+        """The rows of `transition` of a task at one tau, under the leading policy."""
+        rows = _of(self.transition, task, self.policy)
+        return rows[(rows["tau"] - tau).abs() < 1e-9]
+
     def pooled_curves(self, task: str, tau: float, policy: str | None = None) -> list[Curve]:
         """The curves over all lengths; those of the only bin where nothing was pooled."""
         curves = self.curves(task, tau, policy)
@@ -143,26 +179,20 @@ class Study:
         wanted = POOLED if POOLED in bins or len(bins) != 1 else next(iter(bins))
         return [curve for curve in curves if curve.bin_idx == wanted]
 
-    def lossless(self, task: str, method: str, policy: str | None = None) -> str:
-        """From which budget on a method is shown to lose less than delta, all lengths pooled."""
-        stats = self.pooled(self.stats(task, policy))
-        unreliable = {
-            row["budget"]: bool(row["unreliable"]) for _, row in stats[stats["method"] == method].iterrows()
-        }
-        rows = self.pooled(self.ratios(task, policy))
-        cells = [
-            LosslessCell(
-                budget=row["budget"],
-                value=float(row["budget_value"]),
-                gate=str(row["gate"]),
-                active_frac=float(row["active_frac"]) if finite(row["active_frac"]) else 1.0,
-                unreliable=unreliable.get(row["budget"], False),
-                ni_p=float(row["ni_p"]) if finite(row["ni_p"]) else None,
-                mde=float(row["mde"]) if finite(row["mde"]) else None,
-            )
-            for _, row in rows[rows["method"] == method].iterrows()
-        ]
-        return lossless_budget(cells, alpha=1 - self.conf, min_active_share=self.min_active_share)
+    def claim(self, task: str, method: str, policy: str | None = None) -> Claim | None:
+        """From which budget on a method is shown to lose less than delta, all lengths pooled; None without a row."""
+        rows = self.pooled(_of(self.lossless, task, policy or self.policy))
+        rows = rows[rows["method"] == method]
+        return _claim(rows.iloc[0]) if len(rows) else None
+
+    def models(self, task: str) -> pd.DataFrame:
+        """The terms of the fitted models of a task under the leading policy."""
+        return _of(self.effect_models, task, self.policy)
+
+    def comparisons(self, task: str, kind: str, bin_idx: int = POOLED) -> pd.DataFrame:
+        """The paired tests of one kind in one bin of a task, those with a p-value."""
+        rows = _of(self.paired_tests, task, self.policy)
+        return rows[(rows["kind"] == kind) & (rows["bin_idx"] == bin_idx) & rows["p_adjusted"].notna()]
 
     def shortened(self, task: str) -> str:
         """How many prompts were cut to the model's length, as "k of n"; empty where none was."""
@@ -196,15 +226,36 @@ def _curve(row: pd.Series) -> Curve:
     )
 
 
+def _claim(row: pd.Series) -> Claim:
+    def number(name: str) -> float | None:
+        return float(row[name]) if finite(row[name]) else None
+
+    def label(name: str) -> str | None:
+        return str(row[name]) if isinstance(row[name], str) and row[name] else None
+
+    needed = number("n_needed")
+    return Claim(
+        status=str(row["status"]),
+        budget=label("smallest_lossless"),
+        every_length=label("all_bins"),
+        mde=number("mde"),
+        n_needed=None if needed is None else int(needed),
+        p_over_methods=number("p_holm_methods"),
+    )
+
+
 def read_study(
     settings: Mapping[str, Any],
     manifests: Sequence[str | Path],
     scores: Sequence[str | Path],
-    bin_stats: str | Path,
-    retention: str | Path,
-    transition: str | Path,
+    tables: Mapping[str, str | Path],
 ) -> Study:
-    """Read the files of a finished analysis."""
+    """Read the files of a finished analysis.
+
+    Parameters
+    ----------
+    tables : the analysis tables by name.
+    """
     import pandas as pd
 
     documents = [json.loads(Path(path).read_text(encoding="utf-8")) for path in manifests]
@@ -212,7 +263,5 @@ def read_study(
         settings=settings,
         manifests={document["task"]: document for document in documents},
         scores=pd.concat([read_parquet(path) for path in scores], ignore_index=True),
-        bin_stats=read_parquet(bin_stats),
-        retention=read_parquet(retention),
-        transition=read_parquet(transition),
+        **{name: read_parquet(tables[name]) for name in TABLES},
     )

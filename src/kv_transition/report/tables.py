@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from kv_transition.analysis.figures.canvas import budget_tick, finite
 from kv_transition.analysis.figures.cells import POOLED
 from kv_transition.budgets import UNCOMPRESSED, budget_label
+from kv_transition.report.claims import claim_words
 from kv_transition.report.markdown import escape_text, name_text, table
-from kv_transition.report.study import Study
-from kv_transition.report.wording import Curve, estimate_symbol, percent
+from kv_transition.report.study import Claim, Study
+from kv_transition.report.wording import Curve, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,18 +112,6 @@ def floor_retention_table(study: Study, task: str) -> str:
     if rows["R0"].notna().sum() == 0:
         return ""
     return _grid(study, rows, ("R0", "R0_lo", "R0_hi"), _unreliable(study.pooled(study.stats(task))))
-
-
-def lossless_table(study: Study, task: str) -> str:
-    """From which budget on each method is shown to lose less than delta."""
-    rows = [
-        [name_text(method), _lossless_text(study.lossless(task, method))] for method in study.methods_on(task)
-    ]
-    return table(["method", f"shown to lose less than {study.delta:g} from"], rows)
-
-
-def _lossless_text(label: str) -> str:
-    return label if label.startswith("not ") else estimate_symbol(label)
 
 
 def failure_table(study: Study) -> str:
@@ -253,11 +242,11 @@ def sensitivity_table(study: Study) -> str:
                         ]
                     )
         for method in study.methods_on(task):
-            first, second = study.lossless(task, method, "zero"), study.lossless(task, method, "exclude")
-            if _claim(first) != _claim(second):
+            first, second = (study.claim(task, method, policy) for policy in ("zero", "exclude"))
+            if _claimed(first) != _claimed(second):
                 what = f"loses less than {study.delta:g} from"
                 rows.append(
-                    [name_text(task), name_text(method), what, _lossless_text(first), _lossless_text(second)]
+                    [name_text(task), name_text(method), what, claim_words(first), claim_words(second)]
                 )
     return (
         table(["task", "method", "label", "failures score 0", "failures left out"], rows, 3) if rows else ""
@@ -268,6 +257,24 @@ def _labels(curve: Curve) -> tuple[str, ...]:
     return (curve.status, curve.point, curve.lower, curve.upper) if curve.ok else (curve.status,)
 
 
-def _claim(label: str) -> str:
+def _claimed(claim: Claim | None) -> tuple[str | None, ...]:
     """A claim without its MDE, which may move although the claim does not."""
-    return label.partition(" (")[0]
+    return (None,) if claim is None else (claim.status, claim.budget)
+
+
+def bounds_table(study: Study, task: str) -> str:
+    """Means with the missing scores set to 0 and to 1, for cells that miss some; empty where none does."""
+    stats = study.pooled(study.stats(task))
+    rows = stats[(stats["n_missing"] > 0) & stats["mean"].notna()]
+    rows = rows.sort_values(["method", "budget_value"], na_position="first", kind="stable")
+    out = [
+        [
+            name_text(row["method"]),
+            row["budget"],
+            f"{int(row['n_missing'])} of {int(row['n'] + row['n_missing'])}",
+            *(_two_places(row[name]) for name in ("mean", "mean_missing_0", "mean_missing_1")),
+        ]
+        for _, row in rows.head(MAX_ROWS).iterrows()
+    ]
+    header = ["method", "budget", "missing", "mean of the others", "all missing 0", "all missing 1"]
+    return table(header, out) if out else ""

@@ -21,6 +21,11 @@ STATUS_WORDS = {
     "floor_not_measured": "the score without context was not measured",
     "no_scores": "no scores",
     "infeasible": "template, instruction and question alone fill every tested budget in more than 5% of the prompts",
+    "too_few_bins": "fewer than 3 length bins can be used, or they differ too little in length",
+    "too_few_budgets": "fewer than 3 budgets were tested",
+    "no_transition_detected": "the smallest budget loses score in fewer than 2 bins",
+    "outside_grid": "the tested budgets do not show where the score falls",
+    "length_not_in_tokens": "prompt lengths are not in tokens, and budgets are",
     "not_applicable": "the method needs a question, and the records have none",
 }
 
@@ -133,23 +138,21 @@ class Curve:
         return f"**{estimate_words(self.point)}** with {self.method} ({'; '.join(notes)})"
 
 
-def answer_on_task(task: str, reference: str, curves: Sequence[Curve], tau: float) -> str:
-    """What a reader wants to know about one task, all lengths together.
+def answer_on_task(task: str, curves: Sequence[Curve], tau: float) -> str:
+    """What a reader wants to know about one task.
 
     Parameters
     ----------
-    task, reference : the task's name and a phrase with n and the full-cache score, both escaped.
-    curves : the pooled curves of the task's methods.
+    task : the task's name, and at which lengths, escaped.
+    curves : the curves of the task's methods, at those lengths.
     """
     known = [curve for curve in curves if curve.ok]
     parts = []
     if known:
         budgets = join([curve.clause() for curve in known])
-        parts.append(
-            f"On **{task}** ({reference}), keeping at least {percent(tau)} of the full-cache score takes {budgets}."
-        )
+        parts.append(f"On {task}, keeping at least {percent(tau)} of the full-cache score takes {budgets}.")
     else:
-        parts.append(f"On **{task}** ({reference}), no transition budget could be determined.")
+        parts.append(f"On {task}, no transition budget could be determined.")
     for status in sorted({curve.status for curve in curves if not curve.ok}):
         names = join([curve.method for curve in curves if curve.status == status])
         parts.append(f"For {names} it could not be determined on {task}: {status_words(status)}.")
