@@ -16,7 +16,7 @@ from kv_transition.code_version import code_version as hash_code
 from kv_transition.errors import UserError
 
 try:
-    settings = configuration.from_mapping(config)
+    settings = preflight.located(configuration.from_mapping(config))
     preflight.check_inputs(settings)
 except UserError as error:
     raise WorkflowError(f"error: {error}") from None

@@ -22,6 +22,8 @@ class MethodCard:
     shortens_text : the prompt itself is shortened, before the model reads it, and its whole cache is kept.
     granularity : who chooses positions: every KV head for itself, or all heads of a layer together.
     prefill_cost : what has to be computed beyond the prefill itself.
+    needs_kvpress : the reference engine has no such method; it is kvpress's.
+    layerwise : layers keep different numbers of positions, and the budget is their mean, rounded by half a position.
     """
 
     name: str
@@ -43,6 +45,40 @@ class MethodCard:
         "the peak of the prefill does not fall"
     )
     prefill_cost: str = "none"
+    needs_kvpress: bool = False
+    layerwise: bool = False
+
+
+def _kvpress_card(
+    name: str, title: str, differs: str, paper: str, defaults: Mapping[str, int] | None = None, **facts: Any
+) -> MethodCard:
+    """The card of a method that only the engine kvpress applies."""
+    return MethodCard(
+        name=name,
+        title=title,
+        paper=paper,
+        differs=differs,
+        defaults=MappingProxyType(dict(defaults or {})),
+        needs_kvpress=True,
+        **facts,
+    )
+
+
+ADAKV = (
+    "Feng et al. (2024), Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation for Efficient LLM Inference, "
+    "arXiv:2407.11550"
+)
+EXPECTED_ATTENTION = (
+    "Devoto et al. (2025), Expected Attention: KV Cache Compression by Estimating Attention from Future Queries "
+    "Distribution, arXiv:2510.00636"
+)
+#: What is said of both variants of AdaKV.
+ADAKV_FACTS = MappingProxyType(
+    {
+        "granularity": "all KV heads of a layer share one budget: a head may keep more than another, the mean is the budget",
+        "memory_freed": "none here: evicted positions are masked, not removed; bytes count what is not masked",
+    }
+)
 
 
 def _text_card(
@@ -137,6 +173,67 @@ _CARDS = (
         deterministic=False,
         replicates=3,
     ),
+    _kvpress_card(
+        "pyramidkv",
+        "PyramidKV",
+        (
+            "scores as of snapkv here; lower layers keep more positions than upper ones and the budget is the mean over the "
+            "layers. Where a layer would get less than the window, every layer keeps the budget, which is snapkv; on few "
+            "layers the last one is starved"
+        ),
+        "Cai et al. (2024), PyramidKV: Dynamic KV Cache Compression based on Pyramidal Information Funneling, arXiv:2406.02069",
+        {"window": 8, "kernel": 5, "beta": 20},
+        pooling="average over `kernel` neighbouring positions",
+        granularity="per KV head; the number of positions differs by layer",
+        layerwise=True,
+        prefill_cost="attention of the last `window` queries once more",
+    ),
+    _kvpress_card(
+        "keydiff",
+        "KeyDiff",
+        "applied once to the whole prefill, not block by block; nothing is evicted while decoding",
+        "Park et al. (2025), KeyDiff: Key Similarity-Based KV Cache Eviction for Long-Context LLM Inference in "
+        "Resource-Constrained Environments, arXiv:2504.15364",
+    ),
+    _kvpress_card(
+        "expected_attention",
+        "expected attention",
+        "kvpress's own, with its defaults: covariance and the norm of the values are used, epsilon is 0",
+        EXPECTED_ATTENTION,
+        {"n_future_positions": 512, "n_sink": 4},
+        prefill_cost="mean and covariance of all queries",
+    ),
+    _kvpress_card(
+        "lagkv",
+        "LagKV",
+        (
+            "prompts shorter than n_sink + 2 lag_size keep their sinks and most recent positions. Positions of the same "
+            "rank in different partitions score the same, and so do the sinks and the last lag_size positions or more: "
+            "a budget below these picks among equals"
+        ),
+        "Liang et al. (2025), LagKV: Lag-Relative Information of the KV Cache Tells Which Tokens Are Important, "
+        "arXiv:2504.04704",
+        {"n_sink": 4, "lag_size": 128},
+    ),
+    _kvpress_card(
+        "adakv_snapkv",
+        "AdaKV over SnapKV",
+        "scores as of snapkv here; every KV head keeps at least a fifth of the budget",
+        ADAKV,
+        {"window": 8, "kernel": 5},
+        pooling="average over `kernel` neighbouring positions",
+        prefill_cost="attention of the last `window` queries once more; a prefill of its own",
+        **ADAKV_FACTS,
+    ),
+    _kvpress_card(
+        "adakv_expected_attention",
+        "AdaKV over expected attention",
+        "scores as of expected_attention here; every KV head keeps at least a fifth of the budget",
+        f"{ADAKV}; {EXPECTED_ATTENTION}",
+        {"n_future_positions": 512, "n_sink": 4},
+        prefill_cost="mean and covariance of all queries; a prefill of its own",
+        **ADAKV_FACTS,
+    ),
     _text_card(
         "recent",
         "recent text",
@@ -186,20 +283,24 @@ def canonical_name(name: str) -> str:
     raise ConfigError(f"kv.methods: {name!r} is unknown; known are {names}")
 
 
-def resolve_parameters(configured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+def resolve_parameters(configured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Hyper-parameters of all known methods: the defaults, overridden by the configured ones.
 
     Parameters
     ----------
-    configured : method name or alias -> its hyper-parameters, as in the key `kv.methods` of a config.
+    configured : method name or alias -> its hyper-parameters, as in the key `kv.methods` of a config. Parameters that
+        name a `press` are a method of their own (`kv.presses`), and taken as they are.
 
     Raises
     ------
     ConfigError
         For an unknown method, an unknown hyper-parameter, or a value out of its range.
     """
-    resolved = {name: dict(card.defaults) for name, card in KNOWN_METHODS.items()}
+    resolved: dict[str, dict[str, Any]] = {name: dict(card.defaults) for name, card in KNOWN_METHODS.items()}
     for given, parameters in configured.items():
+        if "press" in (parameters or {}):
+            resolved[given] = dict(parameters)
+            continue
         own = resolved[canonical_name(given)]
         for key, value in (parameters or {}).items():
             where = f"kv.methods.{given}.{key}"
@@ -217,13 +318,16 @@ def resolve_parameters(configured: Mapping[str, Mapping[str, Any]]) -> dict[str,
     return resolved
 
 
-def configured_parameters(kv: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """Hyper-parameters of all known methods under the section `kv` of a resolved configuration."""
-    return resolve_parameters(
-        {
-            "snapkv": {"window": kv["window"], "kernel": kv["kernel"]},
-            "streaming_llm": {"n_sink": kv["n_sink"]},
-            "random": {"seeds": kv["random_replicates"]},
-            "bm25": {"passage_tokens": kv["passage_tokens"]},
-        }
-    )
+def configured_parameters(kv: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Hyper-parameters of all methods under the section `kv` of a resolved configuration, those of kv.presses included.
+
+    A window, kernel or number of sinks is that of every method that has one.
+    """
+    given = {"window": kv["window"], "kernel": kv["kernel"], "n_sink": kv["n_sink"]}
+    own = {
+        name: {key: given[key] for key in card.defaults if key in given}
+        for name, card in KNOWN_METHODS.items()
+    }
+    own["random"] = {"seeds": kv["random_replicates"]}
+    own["bm25"] = {"passage_tokens": kv["passage_tokens"]}
+    return resolve_parameters({**own, **kv.get("presses", {})})

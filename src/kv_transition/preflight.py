@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ def check_inputs(settings: Settings) -> None:
         check_published(settings)
     elif settings.engine.kind == "openai_compat":
         check_tokenizer(settings)
+    elif settings.engine.kind == "kvpress":
+        check_kvpress(settings)
     else:
         check_model(str(settings.model.path))
     check_task_files(settings)
@@ -25,6 +28,14 @@ def check_inputs(settings: Settings) -> None:
 
 def check_model(folder: str) -> None:
     """Fail unless the folder holds weights, a tokenizer, and the configuration of a model that the engine computes."""
+    check_model_files(folder)
+    from kv_transition.engines.weights import read_config
+
+    read_config(Path(folder))
+
+
+def check_model_files(folder: str) -> None:
+    """Fail unless the folder holds weights, a configuration and a tokenizer."""
     if not Path(folder).is_dir():
         raise UserError(
             f"model.path: there is no folder {folder}; name the folder that holds the model's files"
@@ -36,9 +47,32 @@ def check_model(folder: str) -> None:
     ):
         if not any(Path(folder).glob(pattern)):
             raise UserError(f"model.path: {folder} holds no {what}; download the model's files into it")
-    from kv_transition.engines.weights import read_config
 
-    read_config(Path(folder))
+
+def check_kvpress(settings: Settings) -> None:
+    """Fail when the extra or the model is missing, or the model is refused by what its config.json says."""
+    from kv_transition.engines.kvpress_settings import check_model_config, require_packages
+
+    require_packages()
+    folder = str(located(settings).model.path)
+    check_model_files(folder)
+    source = Path(folder, "config.json")
+    try:
+        raw = json.loads(source.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{source}: not readable as JSON ({error}); fetch the model's files again") from None
+    check_model_config(raw, folder)
+
+
+def located(settings: Settings) -> Settings:
+    """The settings with the folder in which the hub's cache has a model that is named by model.name alone."""
+    if settings.engine.kind != "kvpress" or settings.model.path is not None:
+        return settings
+    from kv_transition.engines.kvpress_settings import hub_model_folder
+
+    folder = hub_model_folder(settings.model.name, settings.model.revision)
+    model = settings.model.model_copy(update={"path": str(folder)})
+    return settings.model_copy(update={"model": model})
 
 
 def check_tokenizer(settings: Settings) -> None:
@@ -121,11 +155,19 @@ def record_file(settings: Settings, task: str) -> str:
 def check_contents(settings: Settings) -> None:
     """Read every record as the workflow will: broken lines, doubled ids and filters that leave nothing are errors.
 
+    Presses that are given by their class are made once.
+
     Synthetic records are always sound, and records on the hub are not fetched for this.
     """
     from kv_transition.data.longbench_loader import read_records
     from kv_transition.data.manifest import read_manifest
 
+    settings = located(settings)
+    if settings.kv.presses:
+        from kv_transition.engines.kvpress_presses import named_press
+
+        for name, parameters in settings.kv.presses.items():
+            named_press(name, parameters)
     dataset = settings.dataset
     for task in dataset.tasks:
         if settings.engine.kind == "published":

@@ -15,6 +15,8 @@ from kv_transition.section import Name, Section, Text
 
 #: Methods that the engines apply to a cache.
 EVICTIONS = [name for name in KNOWN_METHODS if name not in (*UNCOMPRESSED, *TEXT_METHODS)]
+#: Those of them that only engine.kind kvpress applies.
+OF_KVPRESS = [name for name in EVICTIONS if KNOWN_METHODS[name].needs_kvpress]
 
 
 def _from_text(value: Any) -> Any:
@@ -38,10 +40,13 @@ def canonical_methods(kv: Mapping[str, Any]) -> dict[str, Any]:
         For a method that is not known.
     """
 
-    def own_name(name: object) -> str:
-        return str(name) if str(name) in UNCOMPRESSED else canonical_name(str(name))
-
     read = dict(kv)
+    presses = _from_text(kv.get("presses"))
+    as_they_are = {*UNCOMPRESSED, *(presses if isinstance(presses, Mapping) else ())}
+
+    def own_name(name: object) -> str:
+        return str(name) if str(name) in as_they_are else canonical_name(str(name))
+
     methods = _from_text(kv.get("methods"))
     if isinstance(methods, list | tuple):
         read["methods"] = [own_name(name) for name in methods]
@@ -55,18 +60,35 @@ class Model(Section):
     name: Text = Field("tiny-reader", description="Name shown in tables and figures.")
     path: Text | None = Field(
         "resources/tiny-reader",
-        description="Folder with safetensors weights, config and tokenizer (null: none, for published results).",
+        description="Folder with safetensors weights, config and tokenizer. null: with engine.kind kvpress the model called "
+        "model.name on the Hugging Face hub; else none, for published results.",
     )
-    revision: Text | None = Field(None, description="Revision of the weights, for the record.")
+    revision: Text | None = Field(
+        None,
+        description="Revision of the weights: of a model on the hub the one that is taken, else for the record.",
+    )
 
 
 class Engine(Section):
-    kind: Literal["reference", "openai_compat", "published"] = Field(
+    kind: Literal["reference", "kvpress", "openai_compat", "published"] = Field(
         "reference",
-        description="reference: Llama-architecture models in numpy, with real eviction; openai_compat: a server that speaks "
-        "OpenAI's API (section http); published: answers or scores that exist already (section published).",
+        description="reference: Llama-architecture models in numpy, with real eviction; kvpress: causal models of "
+        "transformers with the evictions of kvpress, on GPU or CPU (needs the extra kvpress); openai_compat: a server that "
+        "speaks OpenAI's API (section http); published: answers or scores that exist already (section published).",
     )
-    dtype: Literal["float32"] = Field("float32", description="Number format of the computation.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="Number format of the computation; other ones than float32 need kind kvpress, where auto is bfloat16 "
+        "on a GPU and float32 on a CPU.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="kvpress: where the model runs; auto: on a GPU where there is one."
+    )
+    attn_implementation: Literal["sdpa", "eager"] = Field(
+        "sdpa",
+        description="kvpress: attention of all cells of the run. observed_attention needs eager, which takes memory in the "
+        "square of the prompt; adakv_* need sdpa.",
+    )
     unknown_token_limit: float = Field(
         0.2,
         ge=0,
@@ -113,7 +135,9 @@ class KV(Section):
         description="Eviction methods: " + ", ".join(EVICTIONS) + "; h2o is an alias of observed_attention. "
         "Methods that shorten the text instead, for any engine: "
         + ", ".join(TEXT_METHODS)
-        + ". The whole cache (full) always runs, the floor where no_context is true; both may be named here.",
+        + ". Only with engine.kind kvpress: "
+        + ", ".join(OF_KVPRESS)
+        + ", and the names of kv.presses. The whole cache (full) always runs, the floor where no_context is true; both may be named here.",
     )
     budgets: list[int | float] = Field(
         [16, 32, 64, 96, 128, 192, 256, 384, 512],
@@ -135,11 +159,23 @@ class KV(Section):
         "budget) or compressed (the last prompt token is fed against the pruned cache).",
     )
     window: int = Field(
-        8, ge=1, description="snapkv: last prompt tokens that vote and are always kept, in tokens."
+        8,
+        ge=1,
+        description="snapkv, pyramidkv, adakv_snapkv: last prompt tokens that vote and are always kept, in tokens.",
     )
-    kernel: int = Field(5, ge=1, description="snapkv: width of the average pooling of votes, in tokens; odd.")
+    kernel: int = Field(
+        5, ge=1, description="The same methods: width of the average pooling of votes, in tokens; odd."
+    )
     n_sink: int = Field(
-        4, ge=0, description="streaming_llm: first prompt tokens that are always kept, in tokens."
+        4,
+        ge=0,
+        description="streaming_llm, expected_attention, lagkv: first prompt tokens that are always kept, in tokens.",
+    )
+    presses: dict[Name, dict[str, Any]] = Field(
+        {},
+        description="Further methods for engine.kind kvpress: a name -> a class of kvpress and its parameters, e.g. "
+        "{snapkv64: {press: SnapKVPress, window_size: 64}}; a parameter that is a press is written the same way. preset: "
+        "paper, kvcache_factory or kvpress is SnapKV as these have it.",
     )
     random_replicates: int = Field(
         3, ge=1, description="random: seeded draws per example, averaged per example."
@@ -185,6 +221,8 @@ class KV(Section):
                 )
             if not budgets:
                 raise ValueError(f"budgets_by_method: {method} has no budget; name one or remove the method")
+        if taken := [name for name in self.presses if name in KNOWN_METHODS]:
+            raise ValueError(f"presses: {taken[0]} is the name of a method; give the press another one")
         if len({type(budget) for method in self.methods for budget in self.budgets_of(method)}) > 1:
             raise ValueError("budgets: tokens and shares are mixed; one experiment has one kind of budget")
         if self.scope == "context" and self.first_token != "compressed":
@@ -201,17 +239,49 @@ class KV(Section):
         ValueError
             Naming both keys.
         """
-        smallest = self.budgets_of("snapkv")[0]
-        if "snapkv" in self.methods and isinstance(smallest, int) and self.window > smallest // 2:
+        for method in self.methods:
+            parameters = KNOWN_METHODS[method].defaults if method in KNOWN_METHODS else {}
+            smallest = self.budgets_of(method)[0]
+            if "window" in parameters and isinstance(smallest, int) and self.window > smallest // 2:
+                raise ValueError(
+                    f"kv.window: {self.window} is more than half of the smallest of kv.budgets ({smallest}), and one curve "
+                    "has one window; lower kv.window or raise kv.budgets"
+                )
+            if "n_sink" in parameters and isinstance(smallest, int) and self.n_sink > smallest // 2:
+                raise ValueError(
+                    f"kv.n_sink: {self.n_sink} is more than half of the smallest of kv.budgets ({smallest}); lower kv.n_sink "
+                    "or raise kv.budgets"
+                )
+
+    def check_engine(self, engine: Engine) -> None:
+        """Fail where a method and the engine do not go together.
+
+        Raises
+        ------
+        ValueError
+            Naming the keys.
+        """
+        if engine.kind != "kvpress":
+            if engine.dtype != "float32":
+                raise ValueError(f"engine.dtype: {engine.dtype} needs engine.kind kvpress; set float32")
+            if self.presses:
+                raise ValueError("kv.presses: they need engine.kind kvpress")
+            alone = [method for method in self.methods if method in OF_KVPRESS]
+            if engine.kind == "reference" and alone:
+                raise ValueError(
+                    f"kv.methods: {', '.join(alone)}: only engine.kind kvpress applies it; set that, or leave it out"
+                )
+            return
+        if engine.attn_implementation != "eager" and "observed_attention" in self.methods:
             raise ValueError(
-                f"kv.window: {self.window} is more than half of the smallest of kv.budgets ({smallest}), and one curve has "
-                "one window; lower kv.window or raise kv.budgets"
+                "engine.attn_implementation: observed_attention reads the attention weights, which only eager computes; set "
+                "eager, or leave observed_attention out of kv.methods"
             )
-        smallest = self.budgets_of("streaming_llm")[0]
-        if "streaming_llm" in self.methods and isinstance(smallest, int) and self.n_sink > smallest // 2:
+        adaptive = [method for method in self.methods if method.startswith("adakv_")]
+        if engine.attn_implementation == "eager" and adaptive:
             raise ValueError(
-                f"kv.n_sink: {self.n_sink} is more than half of the smallest of kv.budgets ({smallest}); lower kv.n_sink or "
-                "raise kv.budgets"
+                f"engine.attn_implementation: {', '.join(adaptive)} masks positions, which eager attention does not do; set "
+                "sdpa, or leave it out of kv.methods"
             )
 
     def budgets_of(self, method: str) -> list[int | float]:

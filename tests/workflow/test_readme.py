@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from project import Project
@@ -47,6 +50,12 @@ def supplied(fresh: Project, tmp_path_factory: pytest.TempPathFactory) -> Projec
         for row in range(12)
     ]
     (project.folder / "scores.csv").write_text("\n".join(table) + "\n")
+    examples = [(f"e{row}", method, budget) for row in range(12) for method, budget in (("full", None), ("m", 64))]
+    frame = pd.DataFrame(examples, columns=["example_id", "method", "budget"]).astype({"budget": "Int64"})
+    frame = frame.assign(
+        cluster_id=frame["example_id"], bin_idx=0, token_len=900, score=0.5, failure=pd.Series(dtype=object)
+    )
+    frame.to_parquet(project.folder / "scores.parquet")
     rows = [
         {
             "pred": "Paragraph 1",
@@ -116,8 +125,11 @@ OVERLAYS = sorted(path.stem for path in (Path(__file__).parents[2] / "config/exp
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_experiment_that_comes_with_the_project_is_valid(
-    supplied: Project, overlay: str, monkeypatch: pytest.MonkeyPatch
+    supplied: Project, overlay: str, monkeypatch: pytest.MonkeyPatch, missing: Callable[[str], None]
 ) -> None:
+    settings = yaml.safe_load((supplied.folder / f"config/experiments/{overlay}.yaml").read_text())
+    if settings.get("engine", {}).get("kind") == "kvpress" and importlib.util.find_spec("kvpress") is None:
+        missing("kvpress is not installed (make setup-full)")
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     checked = supplied.kvt("validate", "-c", f"config/experiments/{overlay}.yaml")

@@ -25,9 +25,11 @@ def build_engine(answer: Mapping[str, Any]) -> BaseEngine:
     kind = answer["engine"]["kind"]
     if kind == "reference":
         return _reference(answer)
+    if kind == "kvpress":
+        return _kvpress(answer)
     if kind == "openai_compat":
         return _openai_compat(answer)
-    raise ConfigError(f"engine.kind: {kind!r} is unknown; known are reference and openai_compat")
+    raise ConfigError(f"engine.kind: {kind!r} is unknown; known are reference, kvpress and openai_compat")
 
 
 def _openai_compat(answer: Mapping[str, Any]) -> BaseEngine:
@@ -56,4 +58,22 @@ def _reference(answer: Mapping[str, Any]) -> BaseEngine:
         first_token=kv["first_token"],
         methods=kv.get("methods", {}),
         unknown_token_limit=engine.get("unknown_token_limit", 0.2),
+    )
+
+
+def _kvpress(answer: Mapping[str, Any]) -> BaseEngine:
+    from kv_transition.engines.kvpress_engine import KVPressEngine
+
+    engine, model, kv = answer["engine"], answer["model"], answer["kv"]
+    if not model.get("path"):
+        raise ConfigError("model.path: missing; the engine kvpress needs the folder of a model")
+    return KVPressEngine(
+        model["path"],
+        scope=kv["scope"],
+        first_token=kv["first_token"],
+        methods=kv.get("methods", {}),
+        unknown_token_limit=engine.get("unknown_token_limit", 0.2),
+        device=engine.get("device", "auto"),
+        dtype=engine.get("dtype", "float32"),
+        attn_implementation=engine.get("attn_implementation", "sdpa"),
     )

@@ -12,7 +12,7 @@ Symbols: n prompt positions, H query heads, K KV heads, G = H / K query heads in
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -130,9 +130,14 @@ def random(layer: LayerPrefill, parameters: Parameters, replicate: int) -> Array
 
     A larger budget keeps a superset, whatever other budgets there are.
     """
-    name = f"{layer.example_id}|{layer.index}|{replicate}"
+    return random_scores(layer.example_id, layer.index, replicate, layer.keys.shape[:2])
+
+
+def random_scores(example_id: str, layer: int, replicate: int, shape: Sequence[int]) -> Array:
+    """Numbers from 0 to 1 for the (KV heads, positions) of a layer, the same on every machine and in every engine."""
+    name = f"{example_id}|{layer}|{replicate}"
     seed = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:16], "big")
-    return np.random.Generator(np.random.PCG64(seed)).random(layer.keys.shape[:2])
+    return np.random.Generator(np.random.PCG64(seed)).random(tuple(shape))
 
 
 def top_positions(scores: Array, k: int) -> Indices:

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,22 +159,45 @@ class Compressor:
         return layer.keys[heads, positions], layer.values[heads, positions]
 
 
+class KeptCache(Protocol):
+    """What is told of a cell's cache, whatever its arrays are made of.
+
+    Attributes
+    ----------
+    error : what befell the cell; None where it has a cache.
+    kept : positions per layer, mean over the KV heads, read from the arrays.
+    nbytes : bytes of the keys and values of these positions.
+    position_bytes : bytes of one position in all layers.
+    """
+
+    @property
+    def error(self) -> Exception | None: ...
+    @property
+    def kept(self) -> Sequence[float]: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def position_bytes(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Swept:
-    """All cells of one prompt, and when what was done (seconds of `time.perf_counter`).
+    """All cells of one prompt, and what took how long (seconds).
 
     Attributes
     ----------
     caches, answers : by cell; a cell whose cache has an error has no answer.
-    compress_s : method -> seconds of its evictions, which lie between `start` and `prefilled`.
-    first_token : None when no cell was decoded.
+    prefill_s, decode_s : of all cells together; the evictions are in neither.
+    compress_s : method -> seconds of its evictions.
+    first_token, end : when the first cell's first token was known (None: no cell was decoded), and when all was done;
+        times of `time.perf_counter`.
     """
 
-    caches: dict[Cell, CellCache]
-    answers: dict[Cell, Answer]
+    caches: Mapping[Cell, KeptCache]
+    answers: Mapping[Cell, Answer]
+    prefill_s: float
     compress_s: Mapping[str, float]
-    start: float
-    prefilled: float
+    decode_s: float
     first_token: float | None
     end: float
 
@@ -206,12 +229,13 @@ def sweep_cells(
         ending,
         on_first_token=lambda: first.append(time.perf_counter()),
     )
+    end = time.perf_counter()
     return Swept(
-        {cache.cell: cache for cache in compressor.caches},
-        {cells[number]: answer for number, answer in answers.items()},
-        compressor.seconds,
-        start,
-        prefilled,
-        first[0] if first else None,
-        time.perf_counter(),
+        caches={cache.cell: cache for cache in compressor.caches},
+        answers={cells[number]: answer for number, answer in answers.items()},
+        prefill_s=prefilled - start - sum(compressor.seconds.values()),
+        compress_s=compressor.seconds,
+        decode_s=end - prefilled,
+        first_token=first[0] if first else None,
+        end=end,
     )

@@ -44,7 +44,10 @@ def method_card(method: str, settings: Mapping[str, Any], cells: pd.DataFrame) -
         return published_card(settings)
     known = KNOWN_METHODS.get(method)
     kv = settings["kv"]
-    engine = f"kv_transition {kv_transition.__version__}, engine {settings['engine']['kind']}, {settings['engine']['dtype']}"
+    own = settings["engine"]
+    engine = f"kv_transition {kv_transition.__version__}, engine {own['kind']}, {own['dtype']}"
+    if own["kind"] == "kvpress":
+        engine += f", attention {own['attn_implementation']}, device {own['device']}"
 
     def fact(name: str) -> str:
         return UNKNOWN if known is None else str(getattr(known, name))
@@ -62,7 +65,7 @@ def method_card(method: str, settings: Mapping[str, Any], cells: pd.DataFrame) -
         ("paper", fact("paper")),
         ("what differs from it", fact("differs")),
         ("implementation", engine),
-        ("hyper-parameters", resolved if known else UNKNOWN),
+        ("hyper-parameters", resolved if known or parameters else UNKNOWN),
         ("pooling of scores", fact("pooling")),
         ("who chooses positions", fact("granularity")),
         ("scope", scope),

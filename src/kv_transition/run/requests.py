@@ -20,6 +20,8 @@ from kv_transition.files import canonical_json, sha256_text
 
 #: Methods whose hyper-parameter `seeds` only says how many replicates there are; the replicate itself is in the key.
 NOT_IN_KEY = ("seeds",)
+#: What of the section `engine` determines an answer; all but the first two are of kvpress alone.
+IN_KEY = ("kind", "dtype", "device", "attn_implementation", "kvpress")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def answer_key(
     parameters = answer["kv"]["methods"].get(cell.method, {})
     material = {
         "protocol": ENGINE_PROTOCOL,
-        "engine": {"kind": answer["engine"]["kind"], "dtype": answer["engine"]["dtype"]},
+        "engine": {name: answer["engine"][name] for name in IN_KEY if name in answer["engine"]},
         "model": model_sha256,
         "prompt": prompt,
         "decoding": answer["decoding"],

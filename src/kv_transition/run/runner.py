@@ -19,6 +19,7 @@ from kv_transition.data.protocol import TaskProtocol
 from kv_transition.data.tokenizer import ModelTokenizer
 from kv_transition.engines.base import BaseEngine, Decoding, check_vocabulary
 from kv_transition.engines.endpoints import build_engine
+from kv_transition.engines.kvpress_settings import resolved_engine
 from kv_transition.engines.text_level import TEXT_METHODS
 from kv_transition.errors import UserError
 from kv_transition.files import canonical_json
@@ -53,8 +54,12 @@ class Shard:
 
     @property
     def settled(self) -> dict[str, Any]:
-        """The answer slice with the decoding that the protocol makes of it."""
-        return {**self.answer, "decoding": self.protocol.decoding(self.answer["decoding"])}
+        """The answer slice with the decoding that the protocol makes of it, and what `auto` stands for on this machine."""
+        return {
+            **self.answer,
+            "engine": resolved_engine(self.answer["engine"]),
+            "decoding": self.protocol.decoding(self.answer["decoding"]),
+        }
 
     @property
     def needs_proof(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from kv_transition import __version__
 from kv_transition.data.prompts import prompt_hash
 from kv_transition.engines.base import ENGINE_PROTOCOL, Decoding, EngineResult
-from kv_transition.engines.reference import ReferenceEngine
+from kv_transition.engines.local import LocalEngine
 from kv_transition.engines.sweep import split_prompt
 from kv_transition.errors import UserError
 from kv_transition.serve.api_errors import ApiError, bad_request
@@ -49,7 +49,7 @@ class Finished:
     timing: dict[str, float | None]
 
 
-def answer(engine: ReferenceEngine, ask: Ask, job: Job) -> None:
+def answer(engine: LocalEngine, ask: Ask, job: Job) -> None:
     """Answer a request and emit what becomes of it: Started, Pieces where it streams, Finished.
 
     Raises
@@ -74,16 +74,16 @@ def answer(engine: ReferenceEngine, ask: Ask, job: Job) -> None:
             finish_reason=result.finish_reason or "stop",
             prompt_tokens=result.prompt_tokens or 0,
             completion_tokens=result.completion_tokens or 0,
-            kv=kv_echo(ask, result),
+            kv=kv_echo(ask, result, engine),
             timing=_timing(job, result),
         )
     )
 
 
-def _checked_length(engine: ReferenceEngine, ask: Ask) -> int:
+def _checked_length(engine: LocalEngine, ask: Ask) -> int:
     """Longest answer to a prompt that the model can read; refusals name the field to change."""
     prompt_ids = engine.tokenizer.prompt_ids(ask.prompt, ask.scope)
-    length, longest = len(prompt_ids.ids), engine.config.max_position_embeddings
+    length, longest = len(prompt_ids.ids), engine.longest
     field = "messages" if ask.chat else "prompt"
     if length == 0:
         raise bad_request(field, "is empty; give at least one token")
@@ -132,7 +132,7 @@ def _check_parameters(ask: Ask, length: int, context_len: int) -> None:
         )
 
 
-def _generated(engine: ReferenceEngine, ask: Ask, job: Job, max_tokens: int) -> tuple[EngineResult, str]:
+def _generated(engine: LocalEngine, ask: Ask, job: Job, max_tokens: int) -> tuple[EngineResult, str]:
     """The engine's result, and what of its text has not been emitted."""
     stream = TextStream(engine.tokenizer.decode, ask.stop, engine.tokenizer.byte_ids) if ask.stream else None
 
@@ -159,7 +159,7 @@ def _number(value: float) -> float:
     return int(value) if float(value).is_integer() else value
 
 
-def kv_echo(ask: Ask, result: EngineResult) -> dict[str, Any]:
+def kv_echo(ask: Ask, result: EngineResult, engine: LocalEngine) -> dict[str, Any]:
     """The response's `kv`: what was asked, and what the cache that answered really held.
 
     `applied` says that a budget was asked for and kept to; `active` that it took something away.
@@ -188,13 +188,14 @@ def kv_echo(ask: Ask, result: EngineResult) -> dict[str, Any]:
         "scope": ask.scope,
         "first_token": ask.first_token,
         "params": params,
-        "engine": engine_facts(),
+        "engine": engine_facts(engine),
     }
 
 
-def engine_facts() -> dict[str, Any]:
+def engine_facts(engine: LocalEngine) -> dict[str, Any]:
     """Which engine answers."""
-    return {"class": ReferenceEngine.__name__, "protocol": ENGINE_PROTOCOL, "version": __version__}
+    own = {"class": type(engine).__name__, "protocol": ENGINE_PROTOCOL, "version": __version__}
+    return {**own, **engine.computation}
 
 
 def _timing(job: Job, result: EngineResult) -> dict[str, float | None]:

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kv_transition.engines.reference import ReferenceEngine
+from kv_transition.engines.local import LocalEngine
 from kv_transition.serve.answering import Finished, Started, answer
 from kv_transition.serve.api_errors import ApiError, shutting_down
 from kv_transition.serve.bodies import check_declared_length, read_body
@@ -47,7 +47,7 @@ class Service:
     key : what clients have to show; None for none.
     """
 
-    engine: ReferenceEngine
+    engine: LocalEngine
     worker: Worker
     name: str
     max_body: int
@@ -66,7 +66,7 @@ def build_app(service: Service) -> FastAPI:
         _check_key(service.key, request)
 
     guarded = [Depends(check_key)]
-    card = model_card(service.name, int(time.time()), service.engine.config.max_position_embeddings)
+    card = model_card(service.name, int(time.time()), service.engine)
 
     @app.get("/health")
     async def health() -> Response:
@@ -123,7 +123,8 @@ async def _completed(service: Service, request: Request, chat: bool) -> Response
     check_declared_length(request, service.max_body)
     place = service.worker.take_place()
     try:
-        ask = read_request(await read_body(request, service.max_body), chat, service.name)
+        body = await read_body(request, service.max_body)
+        ask = read_request(body, chat, service.name, ("full", *service.engine.offered))
         job = service.worker.submit(place, partial(answer, service.engine, ask))
     except ClientDisconnect:
         place.release()

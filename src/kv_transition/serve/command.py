@@ -17,6 +17,7 @@ from kv_transition.schema_http import VARIABLE_NAME
 if TYPE_CHECKING:
     import uvicorn
 
+    from kv_transition.engines.local import LocalEngine
     from kv_transition.serve.worker import Worker
 
 TEXT = "Serve a model over an OpenAI-compatible API in which every request names its KV method and budget."
@@ -63,8 +64,25 @@ def add(commands: Any) -> argparse.ArgumentParser:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     option = parser.add_argument
+    option("--model", required=True, metavar="PATH", help="folder of a model, as the experiments take it")
     option(
-        "--model", required=True, metavar="PATH", help="folder of a Llama model, as the experiments take it"
+        "--engine",
+        choices=("reference", "kvpress"),
+        default="reference",
+        help="reference: Llama models in numpy; kvpress: models of transformers (default: reference)",
+    )
+    option("--device", choices=("auto", "cpu", "cuda"), default="auto", help="kvpress: where the model runs")
+    option(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="float32",
+        help="kvpress: number format (default: float32; auto: bfloat16 on a GPU)",
+    )
+    option(
+        "--attn-implementation",
+        choices=("sdpa", "eager"),
+        default="sdpa",
+        help="kvpress: attention; observed_attention needs eager (default: sdpa)",
     )
     option("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
     option(
@@ -125,14 +143,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"serve: {error.name} is not installed; install the extra: pip install 'kv-transition[serve]'"
         ) from None
-    from kv_transition.engines.reference import ReferenceEngine
     from kv_transition.serve.app import Service, build_app
     from kv_transition.serve.worker import Worker
 
     key = _key(arguments.api_key_env)
     # Before the weights are read, so that a taken port is told at once.
     with _bound(arguments.host, arguments.port) as listener:
-        engine = ReferenceEngine(arguments.model, unknown_token_limit=arguments.unknown_token_limit)
+        engine = _engine(arguments)
         _log_to_stderr()
         if key is None and arguments.host not in LOOPBACK:
             sys.stderr.write(
@@ -156,6 +173,27 @@ def run(arguments: argparse.Namespace) -> int:
         ready = f"serving {name} on http://{_address(listener, arguments.host)}/v1"
         _server(config, worker, arguments.grace, ready).run(sockets=[listener])
     return 0
+
+
+def _engine(arguments: argparse.Namespace) -> LocalEngine:
+    limit = arguments.unknown_token_limit
+    if arguments.engine == "kvpress":
+        from kv_transition.engines.kvpress_engine import KVPressEngine
+
+        return KVPressEngine(
+            arguments.model,
+            unknown_token_limit=limit,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            attn_implementation=arguments.attn_implementation,
+        )
+    from kv_transition.engines.reference import ReferenceEngine
+
+    if arguments.dtype != "float32":
+        raise UserError(
+            f"--dtype {arguments.dtype}: the reference engine computes in float32; add --engine kvpress"
+        )
+    return ReferenceEngine(arguments.model, unknown_token_limit=limit)
 
 
 def _key(variable: str | None) -> str | None:

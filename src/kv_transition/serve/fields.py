@@ -80,6 +80,9 @@ class KVRequest(Strict):
     window: int | None = Field(None, ge=1, le=LARGEST_PARAMETER)
     kernel: int | None = Field(None, ge=1, le=LARGEST_PARAMETER)
     n_sink: int | None = Field(None, ge=0, le=LARGEST_PARAMETER)
+    beta: int | None = Field(None, ge=1, le=LARGEST_PARAMETER)
+    n_future_positions: int | None = Field(None, ge=1, le=LARGEST_PARAMETER)
+    lag_size: int | None = Field(None, ge=1, le=LARGEST_PARAMETER)
     seed: Text | None = None
     replicate: int = Field(0, ge=0, le=LARGEST)
     context_end: int | None = Field(None, ge=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -18,12 +18,18 @@ from kv_transition.methods import KNOWN_METHODS, canonical_name, resolve_paramet
 from kv_transition.serve.api_errors import QUOTED, ApiError, bad_request, quoted
 from kv_transition.serve.fields import ChatRequest, CompletionRequest, KVRequest
 
-#: Methods that a request may name.
+#: Methods that a request may name where the reference engine answers.
 METHODS = ("full", *EVICTIONS)
 #: Hyper-parameters of a run, not of a request: a request says which replicate it is.
 NOT_ASKED = ("seeds",)
 HYPER_PARAMETERS = tuple(
-    name for method in METHODS for name in KNOWN_METHODS[method].defaults if name not in NOT_ASKED
+    dict.fromkeys(
+        name
+        for card in KNOWN_METHODS.values()
+        if card.evicts_tokens
+        for name in card.defaults
+        if name not in NOT_ASKED
+    )
 )
 
 #: Answers whose length is not given: OpenAI's own default for completions, a bound for chats.
@@ -95,13 +101,14 @@ class Ask:
     include_usage: bool
 
 
-def read_request(raw: bytes, chat: bool, model_name: str) -> Ask:
+def read_request(raw: bytes, chat: bool, model_name: str, methods: Sequence[str] = METHODS) -> Ask:
     """Check the body of a request.
 
     Parameters
     ----------
     chat : whether it came to /v1/chat/completions; else to /v1/completions.
     model_name : the only name that is served.
+    methods : those that a request may name, full among them.
 
     Raises
     ------
@@ -122,7 +129,7 @@ def read_request(raw: bytes, chat: bool, model_name: str) -> Ask:
     for name, nothing in ASKS_NOTHING.items():
         _check_asks_nothing(name, body.get(name), nothing)
     kv = request.kv or KVRequest()
-    cell, parameters = _cell(kv)
+    cell, parameters = _cell(kv, methods)
     max_tokens, min_tokens = _lengths(request)
     return Ask(
         chat=chat,
@@ -197,14 +204,14 @@ def _check_asks_nothing(name: str, value: object, nothing: tuple[object, ...]) -
     )
 
 
-def _cell(kv: KVRequest) -> tuple[Cell, dict[str, int]]:
+def _cell(kv: KVRequest, methods: Sequence[str]) -> tuple[Cell, dict[str, int]]:
     """The cell of the grid, and the method's hyper-parameters."""
     try:
         method = canonical_name(kv.method)
     except ConfigError:
         method = ""
-    if method not in METHODS:
-        raise bad_request("kv.method", f"{quoted(kv.method)} is unknown; known are {', '.join(METHODS)}")
+    if method not in methods:
+        raise bad_request("kv.method", f"{quoted(kv.method)} is unknown; known are {', '.join(methods)}")
     if method == "full" and kv.budget is not None:
         raise bad_request("kv.budget", "the full cache has no budget; name a method in kv.method too")
     if method != "full" and kv.budget is None:

@@ -10,10 +10,11 @@ from typing import Any
 
 from starlette.responses import Response
 
+from kv_transition.engines.local import LocalEngine
 from kv_transition.methods import KNOWN_METHODS
 from kv_transition.serve.answering import Finished, Piece, engine_facts
 from kv_transition.serve.api_errors import ApiError
-from kv_transition.serve.requests import METHODS, NOT_ASKED, Ask
+from kv_transition.serve.requests import NOT_ASKED, Ask
 from kv_transition.serve.streaming import DONE, chunk, event
 from kv_transition.serve.worker import Job
 
@@ -101,7 +102,7 @@ async def streamed(ask: Ask, model: str, job: Job) -> AsyncIterator[bytes]:
     yield DONE
 
 
-def model_card(name: str, created: int, max_model_len: int) -> Mapping[str, Any]:
+def model_card(name: str, created: int, engine: LocalEngine) -> Mapping[str, Any]:
     """The served model as /v1/models lists it, with the methods it can be asked with."""
     methods = {
         method: {
@@ -111,14 +112,14 @@ def model_card(name: str, created: int, max_model_len: int) -> Mapping[str, Any]
                 key: value for key, value in KNOWN_METHODS[method].defaults.items() if key not in NOT_ASKED
             },
         }
-        for method in METHODS
+        for method in ("full", *engine.offered)
     }
     return {
         "id": name,
         "object": "model",
         "created": created,
         "owned_by": "kv-transition",
-        "max_model_len": max_model_len,
+        "max_model_len": engine.longest,
         "methods": methods,
-        "engine": engine_facts(),
+        "engine": engine_facts(engine),
     }

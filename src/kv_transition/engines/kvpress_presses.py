@@ -1,0 +1,253 @@
+"""A cell of the grid as a press of kvpress, with a compression ratio that keeps exactly the budget.
+
+kvpress keeps max(1, int(n * (1 - ratio))) of n positions. With ratio = 1 - b / n, rounding loses a position of many pairs
+(n, b); half a position more than b never rounds to another number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import kvpress
+import torch
+from torch.nn import functional
+
+from kv_transition.engines.evictions import random_scores
+from kv_transition.errors import UserError
+
+#: The version that the methods of `SHARED_PREFILL` were proved on; with another one every cell runs by itself.
+PROVED_VERSION = "0.5.5"
+#: Methods whose presses only look at a layer's whole keys, values and hidden states, and may look at the same ones.
+SHARED_PREFILL = frozenset(
+    {
+        "snapkv",
+        "pyramidkv",
+        "streaming_llm",
+        "observed_attention",
+        "tova",
+        "knorm",
+        "keydiff",
+        "expected_attention",
+        "lagkv",
+        "random",
+    }
+)
+#: Classes that cannot be given by name -> why.
+REFUSED = {
+    **dict.fromkeys(
+        ("DecodingPress", "PrefillDecodingPress", "CompressionRatioDecodingPress", "DMSPress"),
+        "it evicts while decoding, so no number of kept positions is its budget",
+    ),
+    **dict.fromkeys(
+        ("KeyRerotationPress", "FinchPress"), "it moves the kept keys to other positions than the question's"
+    ),
+    "ThinKPress": "it removes dimensions of the keys, not positions",
+}
+
+
+@dataclass
+class SinksFirstPress(kvpress.StreamingLLMPress):
+    """StreamingLLM with scores that do not depend on the budget; one below the sinks keeps the earliest of them."""
+
+    def score(
+        self, module: Any, hidden_states: Any, keys: Any, values: Any, attentions: Any, kwargs: Any
+    ) -> Any:
+        """Positions in order, the sinks above all."""
+        count = keys.shape[2]
+        if count <= self.n_sink:
+            raise ValueError(
+                f"streaming_llm needs a prompt longer than its n_sink = {self.n_sink} positions; this one has {count}"
+            )
+        scores = torch.arange(count, dtype=torch.float64, device=keys.device)
+        scores[: self.n_sink] = 2 * count - scores[: self.n_sink]
+        return scores.expand(*keys.shape[:3])
+
+
+@dataclass
+class SeededRandomPress(kvpress.ScorerPress):
+    """The reference engine's draws: they depend on the example, the layer and the replicate, and on nothing else."""
+
+    example_id: str = ""
+    replicate: int = 0
+
+    def score(
+        self, module: Any, hidden_states: Any, keys: Any, values: Any, attentions: Any, kwargs: Any
+    ) -> Any:
+        """Numbers from 0 to 1."""
+        drawn = random_scores(self.example_id, module.layer_idx, self.replicate, keys.shape[1:3])
+        return torch.from_numpy(drawn)[None].to(keys.device)
+
+
+@dataclass
+class PooledSnapKVPress(kvpress.SnapKVPress):
+    """SnapKV with the choices in which its implementations differ.
+
+    Parameters
+    ----------
+    pooling : "average" or "max" over `kernel_size` neighbouring positions.
+    aggregation : "mean" or "max" over the query heads of a KV head.
+    """
+
+    pooling: str = "max"
+    aggregation: str = "mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pooling not in ("average", "max") or self.aggregation not in ("mean", "max"):
+            raise ValueError("pooling is average or max, aggregation is mean or max")
+
+    def score(
+        self, module: Any, hidden_states: Any, keys: Any, values: Any, attentions: Any, kwargs: Any
+    ) -> Any:
+        """Votes of the window, pooled, then aggregated; the window itself above all."""
+        batch, heads, count, _ = keys.shape
+        window, kernel = self.window_size, self.kernel_size
+        if attentions is not None:
+            weights = attentions[..., -window:, :-window]
+        else:
+            weights = self.compute_window_attention(
+                module, hidden_states, keys, window, kwargs["position_embeddings"]
+            )
+        pool = functional.avg_pool1d if self.pooling == "average" else functional.max_pool1d
+        votes = pool(weights.mean(dim=-2), kernel_size=kernel, padding=kernel // 2, stride=1)
+        votes = votes.view(batch, heads, -1, count - window)
+        scores = votes.mean(2) if self.aggregation == "mean" else votes.amax(2)
+        return functional.pad(scores, (0, window), value=scores.max().item() + 1)
+
+
+#: SnapKV as others have it, by KV head: the paper and KVCache-Factory choose per query head, which differs with GQA.
+PRESETS: Mapping[str, tuple[type, Mapping[str, Any]]] = {
+    "snapkv_paper": (PooledSnapKVPress, {"window_size": 32, "kernel_size": 7, "pooling": "max"}),
+    "snapkv_kvcache_factory": (PooledSnapKVPress, {"window_size": 8, "kernel_size": 7, "pooling": "max"}),
+    "snapkv_kvpress": (kvpress.SnapKVPress, {"window_size": 64, "kernel_size": 5}),
+}
+
+
+def make_press(
+    method: str, parameters: Mapping[str, Any], keep: int, count: int, example_id: str, replicate: int
+) -> Any:
+    """The press that keeps `keep` of `count` positions.
+
+    Parameters
+    ----------
+    parameters : the method's hyper-parameters; with the key `press` those of a class given by name.
+
+    Raises
+    ------
+    UserError
+        For a class that is not known or cannot be used.
+    """
+    ratio = 1 - (keep + 0.5) / count
+    if "press" in parameters:
+        press = named_press(method, parameters)
+        press.compression_ratio = ratio
+        _fit_window(press, method, keep, count)
+        return press
+    if method == "pyramidkv":
+        # It rounds to whole positions itself.
+        ratio = 1 - keep / count
+    return FIXED[method](ratio, _Parameters(parameters, count, example_id, replicate))
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    """What a method's press is made of."""
+
+    own: Mapping[str, Any]
+    count: int
+    example_id: str
+    replicate: int
+
+    @property
+    def window(self) -> dict[str, int]:
+        """SnapKV's; a prompt has to be longer than its window."""
+        return {
+            "window_size": min(self.own["window"], self.count - 1),
+            "kernel_size": self.own["kernel"],
+        }
+
+    def some(self, *names: str) -> dict[str, Any]:
+        """Hyper-parameters that kvpress calls the same."""
+        return {name: self.own[name] for name in names}
+
+
+#: Method -> its press, from the compression ratio and the parameters.
+FIXED: Mapping[str, Callable[[float, _Parameters], Any]] = {
+    "snapkv": lambda ratio, of: kvpress.SnapKVPress(ratio, **of.window),
+    "pyramidkv": lambda ratio, of: kvpress.PyramidKVPress(ratio, **of.window, **of.some("beta")),
+    "streaming_llm": lambda ratio, of: SinksFirstPress(ratio, **of.some("n_sink")),
+    "observed_attention": lambda ratio, of: kvpress.ObservedAttentionPress(ratio),
+    "tova": lambda ratio, of: kvpress.TOVAPress(ratio),
+    "knorm": lambda ratio, of: kvpress.KnormPress(ratio),
+    "keydiff": lambda ratio, of: kvpress.KeyDiffPress(ratio),
+    "expected_attention": lambda ratio, of: kvpress.ExpectedAttentionPress(
+        ratio, **of.some("n_future_positions", "n_sink")
+    ),
+    "lagkv": lambda ratio, of: kvpress.LagKVPress(ratio, **of.some("n_sink", "lag_size")),
+    "random": lambda ratio, of: SeededRandomPress(ratio, of.example_id, of.replicate),
+    "adakv_snapkv": lambda ratio, of: kvpress.AdaKVPress(kvpress.SnapKVPress(ratio, **of.window)),
+    "adakv_expected_attention": lambda ratio, of: kvpress.AdaKVPress(
+        kvpress.ExpectedAttentionPress(ratio, **of.some("n_future_positions", "n_sink"))
+    ),
+}
+
+
+def named_press(where: str, parameters: Mapping[str, Any]) -> Any:
+    """A press of a class given by name; parameters that name a press are made into one.
+
+    Raises
+    ------
+    UserError
+        Naming the key of kv.presses.
+    """
+    name = str(parameters["press"])
+    key = f"kv.presses.{where}"
+    given = {
+        parameter: named_press(f"{where}.{parameter}", value)
+        if isinstance(value, Mapping) and "press" in value
+        else value
+        for parameter, value in parameters.items()
+        if parameter != "press"
+    }
+    # `press: AdaKVPress` has a parameter of the name press itself.
+    if "inner" in given:
+        given["press"] = given.pop("inner")
+    kind, own = PRESETS.get(name, (getattr(kvpress, name, None), {}))
+    if name == PooledSnapKVPress.__name__:
+        kind = PooledSnapKVPress
+    if not (isinstance(kind, type) and issubclass(kind, kvpress.BasePress) and is_dataclass(kind)):
+        raise UserError(
+            f"{key}: kvpress has no press {name!r}; name a class such as SnapKVPress, or {', '.join(PRESETS)}"
+        )
+    if name in REFUSED:
+        raise UserError(f"{key}: {name} cannot be used here: {REFUSED[name]}")
+    known = {field.name for field in fields(kind) if field.init}
+    if unknown := sorted(set(given) - known):
+        raise UserError(
+            f"{key}.{unknown[0]}: {name} has no such parameter; it has {', '.join(sorted(known))}"
+        )
+    if "compression_ratio" in given:
+        raise UserError(f"{key}.compression_ratio: the budgets decide that; leave it out")
+    try:
+        press = kind(**{**own, **given})
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"{key}: {name} refuses its parameters: {error}") from None
+    if not hasattr(press, "compression_ratio"):
+        raise UserError(f"{key}: {name} has no compression_ratio, so it cannot be given a budget")
+    return press
+
+
+def _fit_window(press: Any, method: str, keep: int, count: int) -> None:
+    """A window may not fill the budget, and only a shorter prompt makes it smaller."""
+    window = getattr(press, "window_size", None)
+    if not isinstance(window, int):
+        return
+    # The re-read last prompt token may count against the budget too.
+    if 2 * window > keep + 1:
+        raise UserError(
+            f"kv.presses.{method}.window_size: {window} is more than half of the {keep} positions that a budget keeps, and "
+            "one curve has one window; lower it or raise kv.budgets"
+        )
+    press.window_size = min(window, count - 1)

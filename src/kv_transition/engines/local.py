@@ -1,0 +1,210 @@
+"""What the engines that hold the model in this process share: everything but the model's own arithmetic."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+from kv_transition.data.prompts import Prompt
+from kv_transition.data.tokenizer import ModelTokenizer, PromptIds
+from kv_transition.engines.answers import FULL, Answers
+from kv_transition.engines.base import (
+    BaseEngine,
+    Cell,
+    Decoding,
+    EngineResult,
+    TimingScope,
+    check_vocabulary,
+)
+from kv_transition.engines.greedy import Ending
+from kv_transition.engines.sweep import FirstToken, Scope, Split, Swept, split_prompt
+from kv_transition.errors import ConfigError, UserError
+from kv_transition.methods import TEXT_METHODS, canonical_name, resolve_parameters
+
+
+class LocalEngine(BaseEngine):
+    """Answers with a model in this process, from caches whose budget is read back from the cache itself.
+
+    Parameters
+    ----------
+    folder : holds the model's tokenizer; subclasses read the weights from it.
+    scope : "prompt" compresses the whole prompt, "context" only what stands before the question.
+    first_token : "full" takes the first answer token from the uncompressed prefill, as papers do; "compressed" reads
+        the last prompt token again, from the pruned cache, so that every answer token feels the budget.
+    methods : hyper-parameters by method, over the defaults of `methods.KNOWN_METHODS`.
+    unknown_token_limit : share of unknown tokens above which a prompt is refused.
+
+    Attributes
+    ----------
+    longest : tokens that the model reads.
+    offered : methods that this engine can apply, by their own names.
+
+    Raises
+    ------
+    UserError
+        When the settings contradict each other, or the folder holds no tokenizer.
+    """
+
+    longest: int
+    offered: tuple[str, ...]
+
+    def __init__(
+        self,
+        folder: str | Path,
+        scope: Scope,
+        first_token: FirstToken,
+        methods: Mapping[str, Mapping[str, Any]],
+        unknown_token_limit: float,
+    ) -> None:
+        self._configure(scope, first_token, methods)
+        self.path = Path(folder)
+        self.unknown_token_limit = unknown_token_limit
+        self.tokenizer = ModelTokenizer(self.path)
+
+    def _configure(
+        self, scope: Scope, first_token: FirstToken, methods: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        if scope == "context" and first_token != "compressed":
+            raise ConfigError(
+                f"kv.first_token: {first_token!r} does not go with kv.scope context, where the question is read from the "
+                "compressed cache; set kv.first_token: compressed"
+            )
+        self.scope, self.first_token = scope, first_token
+        self.parameters = resolve_parameters(methods)
+
+    def variant(
+        self, scope: Scope, first_token: FirstToken, methods: Mapping[str, Mapping[str, Any]]
+    ) -> Self:
+        """An engine with other settings that shares this one's weights and tokenizer."""
+        other = copy(self)
+        other._configure(scope, first_token, methods)
+        return other
+
+    def generate(
+        self,
+        prompt: Prompt,
+        cell: Cell,
+        decoding: Decoding,
+        example_id: str,
+        observe: Callable[[Sequence[int]], bool] | None = None,
+    ) -> EngineResult:
+        """Answer one prompt at one cell; timings are the request's own.
+
+        Parameters
+        ----------
+        observe : told all tokens so far, after each one behind which the answer goes on; True ends it there.
+        """
+        return self._answer(prompt, [cell], decoding, example_id, "request", observe)[0]
+
+    def sweep(
+        self, prompt: Prompt, cells: Sequence[Cell], decoding: Decoding, example_id: str
+    ) -> list[EngineResult]:
+        """Answer one prompt at many cells from one prefill. A cell's answer does not depend on the other cells."""
+        return self._answer(prompt, cells, decoding, example_id, "sweep")
+
+    @property
+    def computation(self) -> dict[str, Any]:
+        """What a client is told of the computation, beside the engine's class."""
+        return {}
+
+    @abstractmethod
+    def _sweep_cells(
+        self, ids: Sequence[int], split: Split, cells: Sequence[Cell], ending: Ending, example_id: str
+    ) -> Swept:
+        """Answer one prompt at distinct cells, each active or uncompressed."""
+
+    def _answer(
+        self,
+        prompt: Prompt,
+        cells: Sequence[Cell],
+        decoding: Decoding,
+        example_id: str,
+        timing_scope: TimingScope,
+        observe: Callable[[Sequence[int]], bool] | None = None,
+    ) -> list[EngineResult]:
+        own_cells = [self._checked(cell) for cell in cells]
+        begin = time.perf_counter()
+        prompt_ids = self.tokenizer.prompt_ids(prompt, self.scope)
+        unknown = {"unknown_share": self.tokenizer.unknown_share(prompt_ids.ids)}
+        check_vocabulary(unknown, self.unknown_token_limit, example_id)
+        try:
+            ending = self._ending(decoding, observe)
+            answers = self._swept(prompt_ids, own_cells, ending, example_id, begin, timing_scope)
+            return [replace(answers.result(cell), raw=unknown) for cell in own_cells]
+        except UserError:
+            raise
+        except Exception as error:
+            # Out of memory, an over-long prompt: failed rows of this example, and the next one runs.
+            return [EngineResult.failed(error, len(prompt_ids.ids), timing_scope) for _ in cells]
+
+    def _swept(
+        self,
+        prompt_ids: PromptIds,
+        cells: Sequence[Cell],
+        ending: Ending,
+        example_id: str,
+        begin: float,
+        timing_scope: TimingScope,
+    ) -> Answers:
+        """Run the cells whose budget is active, and the full cache where another cell needs it."""
+        ids = prompt_ids.ids
+        if not 1 <= len(ids) <= self.longest:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens; the model reads 1 to {self.longest} (max_position_embeddings)"
+            )
+        split = split_prompt(len(ids), prompt_ids.context_len, self.scope, self.first_token)
+        for cell in cells:
+            self._check_window(cell, split)
+        live = list(dict.fromkeys(cell if split.is_active(cell) else FULL for cell in cells))
+        swept = self._sweep_cells(ids, split, live, ending, example_id)
+        return Answers(swept, split, len(ids), begin, timing_scope)
+
+    def _ending(self, decoding: Decoding, observe: Callable[[Sequence[int]], bool] | None) -> Ending:
+        return Ending(
+            decoding.max_new_tokens,
+            decoding.stop,
+            frozenset(self.tokenizer.eos_ids),
+            self.tokenizer.decode,
+            decoding.min_new_tokens,
+            self.tokenizer.last_ids(decoding.stop_token_texts),
+            observe,
+        )
+
+    def _check_window(self, cell: Cell, split: Split) -> None:
+        """One curve has one window: a share of a short prompt must not fall below twice the window."""
+        window = self.parameters.get(cell.method, {}).get("window")
+        if window is None or not isinstance(cell.budget, float) or not split.is_active(cell):
+            return
+        kept = split.requested(cell) or 0
+        if kept < 2 * window:
+            raise ConfigError(
+                f"kv.window: {window} is more than half of the {kept} positions that budget {cell.label} keeps of a prompt "
+                f"of {split.budget_base} tokens; lower kv.window, raise kv.budgets or set dataset.min_tokens"
+            )
+
+    def _checked(self, cell: Cell) -> Cell:
+        """The cell under its method's own name."""
+        method = cell.method if cell.method in self.parameters else canonical_name(cell.method)
+        if method in TEXT_METHODS:
+            raise ConfigError(
+                f"kv.methods: {method} shortens the prompt, not the cache; ask with the shorter prompt and full"
+            )
+        if method != "full":
+            self._check_offered(method)
+        if (method == "full") != (cell.budget is None):
+            need = "has no budget" if method == "full" else "needs a budget"
+            raise ConfigError(f"kv.budgets: {cell.label!r} for method {method}, which {need}")
+        return replace(cell, method=method)
+
+    def _check_offered(self, method: str) -> None:
+        """Refuse a method that this engine cannot apply."""
+        if method not in self.offered:
+            raise ConfigError(
+                f"kv.methods: {method} is not among the methods of this engine ({', '.join(self.offered)}); set "
+                "engine.kind: kvpress, or leave it out"
+            )
