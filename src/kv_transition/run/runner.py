@@ -12,10 +12,10 @@ from typing import Any
 
 from kv_transition.budgets import UNCOMPRESSED
 from kv_transition.data.longbench_tasks import task_facts
-from kv_transition.data.manifest import Manifest
+from kv_transition.data.manifest import Manifest, read_manifest
 from kv_transition.data.normalize import Example
 from kv_transition.data.prompts import Prompt
-from kv_transition.data.protocol import TaskProtocol
+from kv_transition.data.protocol import TaskProtocol, load_protocol
 from kv_transition.data.tokenizer import ModelTokenizer
 from kv_transition.engines.base import BaseEngine, Decoding, check_vocabulary
 from kv_transition.engines.endpoints import build_engine
@@ -51,6 +51,35 @@ class Shard:
     answer: Mapping[str, Any]
     model_sha256: str
     protocol: TaskProtocol
+
+    @classmethod
+    def read(
+        cls,
+        manifest_path: str | Path,
+        index: int,
+        tables: Sequence[str | Path],
+        params: Any,
+        http: Mapping[str, Any] | None = None,
+    ) -> Shard:
+        """The shard of a workflow job.
+
+        Parameters
+        ----------
+        tables : the file with LongBench's prompt tables, none where the protocol needs none.
+        params : with the attributes answer, shards and model_sha256.
+        http : the settings' section of that name, where a server is asked; it is no part of the answer.
+        """
+        manifest = read_manifest(manifest_path)
+        section = params.answer["protocol"]
+        table = next(iter(tables), None)
+        return cls(
+            manifest=manifest,
+            index=index,
+            count=params.shards,
+            answer=params.answer if http is None else {**params.answer, "http": http},
+            model_sha256=params.model_sha256,
+            protocol=load_protocol(section, table, manifest.task, section["model_name"]),
+        )
 
     @property
     def settled(self) -> dict[str, Any]:
