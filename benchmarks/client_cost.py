@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import queue
 import re
@@ -221,23 +222,23 @@ def report(name: str, value: str, bar: str, reached: bool) -> bool:
 
 def measure(rounds: int, items: int, pieces: int, repeats: int) -> bool:
     """All measurements; whether every bar is reached."""
+    turns: dict[tuple[bool, int, int], list[Cost]] = {}
+    # Every setting once, then all of them again: other work that lasts a while does not hit all turns of one setting.
+    for _ in range(repeats):
+        for streamed in (True, False):
+            with Server(LATENCY_S, streamed, pieces) as base_url:
+                for concurrency, size in itertools.product((8, 32), (1024, PROMPT_BYTES)):
+                    cost = run(base_url, streamed, concurrency, concurrency * rounds, size)
+                    turns.setdefault((streamed, concurrency, size), []).append(cost)
     reached = True
-    for streamed in (True, False):
+    for (streamed, concurrency, size), costs in turns.items():
         way = f"{pieces} events" if streamed else "one piece"
-        with Server(LATENCY_S, streamed, pieces) as base_url:
-            for concurrency in (8, 32):
-                for size in (1024, PROMPT_BYTES):
-                    turns = [
-                        run(base_url, streamed, concurrency, concurrency * rounds, size)
-                        for _ in range(repeats)
-                    ]
-                    wall_s = min(cost.wall_s for cost in turns)
-                    share = rounds * LATENCY_S / wall_s
-                    name = f"throughput, {concurrency} in flight, {size // 1024} KB prompts, {way}"
-                    reached &= report(name, f"{share:.1%}", f"{SHARE_BAR:.0%}", share >= SHARE_BAR)
-                    cpu_ms = min(cost.cpu_s / cost.items for cost in turns) * 1e3
-                    name = f"   CPU per item, journal included, {size // 1024} KB prompts, {way}"
-                    reached &= report(name, f"{cpu_ms:.2f} ms", f"{CPU_BAR_MS} ms", cpu_ms <= CPU_BAR_MS)
+        share = rounds * LATENCY_S / min(cost.wall_s for cost in costs)
+        name = f"throughput, {concurrency} in flight, {size // 1024} KB prompts, {way}"
+        reached &= report(name, f"{share:.1%}", f"{SHARE_BAR:.0%}", share >= SHARE_BAR)
+        cpu_ms = min(cost.cpu_s / cost.items for cost in costs) * 1e3
+        name = f"   CPU per item, journal included, {size // 1024} KB prompts, {way}"
+        reached &= report(name, f"{cpu_ms:.2f} ms", f"{CPU_BAR_MS} ms", cpu_ms <= CPU_BAR_MS)
     with Server(0.0, True, 3) as base_url:
         small, large = (run(base_url, True, 32, count, 1024) for count in (1000, items))
     growth = large.peak_mb - small.peak_mb
