@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Test files at a time; a file's tests stay together.
+TESTS_AT_ONCE := -n 2 --dist loadfile
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
@@ -16,10 +18,10 @@ report: setup ## Run the default experiment: results/report.md
 	@echo "The report is results/report.md"
 
 test: setup ## Pass all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS_AT_ONCE)
 
 check: setup-full lint ## Everything CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS_AT_ONCE)
 
 lint: setup-dev ## Format, lint and type checks
 	$(BIN)/ruff format --check src scripts tests benchmarks
@@ -35,19 +37,19 @@ format: setup-dev ## Format the code
 config: setup ## Write config/default.yaml and config/schema.json from src/kv_transition/schema.py
 	$(BIN)/python -m kv_transition.config_files
 
-dag: setup ## Draw the rule graph into docs/dag.md
-	@{ printf '# The rule graph\n\nMade by `make dag`.\n\n```mermaid\n'; \
-	   $(BIN)/snakemake --rulegraph mermaid-js --forceall results/report.md 2>/dev/null | sed '/^---$$/,/^---$$/d'; \
-	   printf '```\n'; } > docs/dag.md
+dag: setup ## Draw the rules and the jobs of a small experiment: docs/dag.md, and SVG files (these need graphviz)
+	$(BIN)/python -m kv_transition.dag_pictures
 
 docs: dag report ## Draw what the docs show again: the rule graph and the README's figure
 	@mkdir -p docs/figures
 	cp results/demo/figures/score_vs_budget__phrasebook_qa.png docs/figures/
 
-bench: setup-bench ## Measure: the grid against one full-cache run, the metrics against the reference packages, the HTTP client
+bench: setup-bench ## Measure: the grid against one full-cache run, the metrics against the reference packages, the HTTP client, bootstrap and statistics, coverage of the intervals
 	$(BIN)/python benchmarks/sweep_cost.py
 	$(BIN)/python benchmarks/metrics_cost.py
 	$(BIN)/python benchmarks/client_cost.py
+	$(BIN)/python benchmarks/bootstrap_cost.py
+	$(BIN)/python benchmarks/coverage.py
 
 setup: $(VENV)/.base ## Make .venv with what the workflow and its tests need (no torch)
 setup-dev: $(VENV)/.dev

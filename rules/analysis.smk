@@ -37,6 +37,9 @@ rule bin_stats:
         table=FILES.analysis("bin_stats"),
     log:
         FILES.log("bin_stats"),
+    localrule: True
+    conda:
+        "../envs/kv-transition.yaml"
     params:
         analysis=slices.table_slice(settings, "bin_stats"),
         code=code_version("bin_stats"),
@@ -53,6 +56,9 @@ rule retention:
         table=FILES.analysis("retention"),
     log:
         FILES.log("retention"),
+    localrule: True
+    conda:
+        "../envs/kv-transition.yaml"
     params:
         analysis=slices.table_slice(settings, "retention"),
         code=code_version("retention"),
@@ -69,6 +75,9 @@ rule transition:
         table=FILES.analysis("transition"),
     log:
         FILES.log("transition"),
+    localrule: True
+    conda:
+        "../envs/kv-transition.yaml"
     params:
         analysis=slices.table_slice(settings, "transition"),
         code=code_version("transition"),
@@ -86,6 +95,9 @@ rule paired_tests:
         lossless=FILES.analysis("lossless"),
     log:
         FILES.log("paired_tests"),
+    localrule: True
+    conda:
+        "../envs/kv-transition.yaml"
     params:
         analysis=slices.table_slice(settings, "paired_tests"),
         code=code_version("paired_tests"),
@@ -103,6 +115,9 @@ rule effect_models:
         macro=FILES.analysis("macro"),
     log:
         FILES.log("effect_models"),
+    localrule: True
+    conda:
+        "../envs/kv-transition.yaml"
     params:
         analysis=slices.table_slice(settings, "effect_models"),
         code=code_version("effect_models"),
@@ -119,6 +134,9 @@ rule costs:
         table=FILES.analysis("costs"),
     log:
         FILES.log("costs"),
+    localrule: True
+    conda:
+        "../envs/kv-transition.yaml"
     params:
         analysis=slices.table_slice(settings, "costs"),
         code=code_version("costs"),
@@ -132,13 +150,26 @@ rule plot_figures:
         **{table: FILES.analysis(table) for table in TABLES},
         scores=FILES.scores("{task}"),
     output:
+        *[
+            report(
+                FILES.figure(f"{plot}__{{task}}", "svg"),
+                caption="../docs/captions/figure.rst",
+                category="Figures",
+                subcategory="{task}",
+                labels={"figure": plot},
+            )
+            for plot in PLOTS
+        ],
         expand(
             FILES.figure("{plot}__{{task}}", "{suffix}"),
             plot=PLOTS,
-            suffix=["svg", "png", "csv", "txt"],
+            suffix=["png", "csv", "txt"],
         ),
     log:
         FILES.log("plot_figures", "{task}"),
+    localrule: True
+    conda:
+        "../envs/kv-transition.yaml"
     params:
         figure=slices.figure_slice(settings),
         code=code_version("plot_figures"),

@@ -4,24 +4,6 @@ OUTPUTS: results/<id>/data/<task>/examples.parquet, results/<id>/data/<task>/man
 """
 
 
-def records_of_task(wildcards):
-    """Where a task's records are; a file that no rule makes is a leaf, so its age does not count."""
-    if settings.record_source in {"synthetic", "published"}:
-        return FILES.made_records(wildcards.task)
-    if settings.record_source == "hub":
-        return paths.raw_records(
-            wildcards.task, settings.dataset.hub_id, settings.dataset.revision
-        )
-    return ancient(preflight.record_file(settings, wildcards.task))
-
-
-def records_sha256(wildcards):
-    """Content hash of a leaf file of records; records made by a rule are tracked by Snakemake."""
-    if settings.record_source in {"synthetic", "hub", "published"}:
-        return None
-    return leaf_sha256(preflight.record_file(settings, wildcards.task))
-
-
 rule normalize_task:
     """Canonical examples of a task, with the token count of each finished prompt."""
     input:
@@ -32,12 +14,15 @@ rule normalize_task:
         examples=FILES.examples("{task}"),
     log:
         FILES.log("normalize_task", "{task}"),
+    localrule: True
+    conda:
+        "../envs/kv-transition.yaml"
     params:
         records_sha256=records_sha256,
         tokenizer=settings.tokenizer.model_dump(mode="json"),
         protocol=lambda wildcards: slices.protocol_slice(settings, wildcards.task),
         prompts="published" if settings.engine.kind == "published" else None,
-        model=settings.model.path,
+        model=lambda wildcards: settings.model.path,
         model_sha256=MODEL_SHA256,
         code=code_version("normalize_task"),
     script:
@@ -54,6 +39,9 @@ if settings.record_source == "manifest":
             manifest=FILES.manifest("{task}"),
         log:
             FILES.log("build_manifest", "{task}"),
+        localrule: True
+        conda:
+            "../envs/kv-transition.yaml"
         params:
             experiment=settings.experiment.id,
             dataset=settings.dataset.name,
@@ -72,6 +60,9 @@ else:
             manifest=FILES.manifest("{task}"),
         log:
             FILES.log("build_manifest", "{task}"),
+        localrule: True
+        conda:
+            "../envs/kv-transition.yaml"
         params:
             experiment=settings.experiment.id,
             dataset=settings.dataset.name,

@@ -15,6 +15,9 @@ rule assemble_database:
         database=paths.db_path(settings.experiment.id, settings.db.path),
     log:
         FILES.log("assemble_database"),
+    localrule: True
+    conda:
+        "../envs/kv-transition.yaml"
     params:
         settings=settings.resolved(),
         model_sha256=MODEL_SHA256,

@@ -13,11 +13,6 @@ RESPONSES = expand(
 
 if settings.engine.kind == "published":
 
-    def published_sha256(wildcards):
-        """Content hash of every file that holds a task's results."""
-        files = preflight.published_files(settings, wildcards.task)
-        return {file: leaf_sha256(file) for file in files}
-
     rule import_published:
         """Results that exist already, as responses; nothing is computed, so there is no journal."""
         input:
@@ -30,6 +25,10 @@ if settings.engine.kind == "published":
             expand(FILES.responses("{{task}}", "{cell}", "{{shard}}"), cell=CELLS),
         log:
             FILES.log("import_published", "{task}", "{shard}"),
+        conda:
+            "../envs/kv-transition.yaml"
+        resources:
+            **cluster_resources(settings.cluster.scoring),
         params:
             source=slices.published_slice(settings),
             sha256=published_sha256,
@@ -39,12 +38,6 @@ if settings.engine.kind == "published":
             "../scripts/import_published.py"
 
 elif settings.engine.kind == "openai_compat":
-
-    def full_answers(wildcards):
-        """The full cache's answers come first: a budget that takes nothing away copies them, and nothing is asked."""
-        if wildcards.method == "full":
-            return []
-        return FILES.responses(wildcards.task, "full/full", wildcards.shard)
 
     rule infer_shard:
         """One cell of a shard, asked of a server; the journal first, the server only for what it lacks."""
@@ -57,7 +50,10 @@ elif settings.engine.kind == "openai_compat":
             FILES.responses("{task}", "{method}/{budget}", "{shard}"),
         log:
             FILES.log("infer_shard", "{task}", "{method}", "{budget}", "{shard}"),
+        conda:
+            "../envs/kv-transition.yaml"
         resources:
+            **cluster_resources(settings.cluster.inference),
             server=1,
         params:
             answer=lambda wildcards: slices.answer_slice(settings, wildcards.task),
@@ -80,7 +76,12 @@ else:
             expand(FILES.responses("{{task}}", "{cell}", "{{shard}}"), cell=CELLS),
         log:
             FILES.log("infer_sweep", "{task}", "{shard}"),
+        conda:
+            "../envs/kv-transition.yaml"
         threads: settings.run.threads
+        resources:
+            **cluster_resources(settings.cluster.inference),
+            **gpu_request(settings.cluster.inference),
         params:
             answer=lambda wildcards: slices.answer_slice(settings, wildcards.task),
             model_sha256=MODEL_SHA256,

@@ -1,6 +1,6 @@
 """
 REQUIRED INPUTS: manifests, scores, analysis tables and figures.
-OUTPUTS: results/<id>/config.yaml, results/<id>/report.md, results/report.md (the one asked for last)
+OUTPUTS: results/<id>/config.yaml, results/<id>/report.{md,html}, results/report.{md,html} (those asked for last)
 """
 
 
@@ -10,6 +10,9 @@ rule save_config:
         config=FILES.config(),
     log:
         FILES.log("save_config"),
+    localrule: True
+    conda:
+        "../envs/kv-transition.yaml"
     params:
         settings=settings.resolved(),
         code=code_version("save_config"),
@@ -39,6 +42,9 @@ rule build_report:
         report=FILES.report(),
     log:
         FILES.log("build_report"),
+    localrule: True
+    conda:
+        "../envs/kv-transition.yaml"
     params:
         settings=settings.resolved(),
         model_sha256=MODEL_SHA256,
@@ -47,15 +53,47 @@ rule build_report:
         "../scripts/build_report.py"
 
 
-rule copy_report:
-    """results/report.md: the report of the configured experiment, its links made to work from there."""
+rule build_html:
+    """The same report as one file to pass on: figures and their numbers inside, no network."""
     input:
         report=FILES.report(),
+        figures=expand(
+            FILES.figure("{plot}__{task}", "{suffix}"),
+            plot=PLOTS,
+            task=TASKS,
+            suffix=["svg", "csv"],
+        ),
+    output:
+        page=report(
+            FILES.report_html(),
+            caption="../docs/captions/report.rst",
+            category="Report",
+        ),
+    log:
+        FILES.log("build_html"),
+    localrule: True
+    conda:
+        "../envs/kv-transition.yaml"
+    params:
+        code=code_version("build_html"),
+    script:
+        "../scripts/build_html.py"
+
+
+rule copy_report:
+    """results/report.md and .html: the report of the configured experiment, its links made to work from there."""
+    input:
+        report=FILES.report(),
+        page=FILES.report_html(),
         database=paths.db_path(settings.experiment.id, settings.db.path),
     output:
         report=paths.report_copy(),
+        page=paths.report_html_copy(),
     log:
         FILES.log("copy_report"),
+    localrule: True
+    conda:
+        "../envs/kv-transition.yaml"
     params:
         experiment=settings.experiment.id,
         code=code_version("copy_report"),

@@ -5,8 +5,6 @@ OUTPUTS: resources/longbench-protocol/<commit>.json (official protocol),
          results/tiny-reader/ (only on request; what is tracked in resources/tiny-reader/ was made like this).
 """
 
-from kv_transition.data import protocol_tables
-
 if settings.record_source == "hub":
 
     rule retrieve_longbench:
@@ -17,6 +15,9 @@ if settings.record_source == "hub":
             ),
         log:
             FILES.log("retrieve_longbench", "{task}"),
+        localrule: True
+        conda:
+            "../envs/kv-transition.yaml"
         params:
             hub_id=settings.dataset.hub_id,
             revision=settings.dataset.revision,
@@ -34,6 +35,9 @@ if settings.record_source == "synthetic":
             records=FILES.made_records("{task}"),
         log:
             FILES.log("make_synthetic", "{task}"),
+        localrule: True
+        conda:
+            "../envs/kv-transition.yaml"
         params:
             synthetic=settings.dataset.synthetic.model_dump(mode="json"),
             code=code_version("make_synthetic"),
@@ -53,6 +57,9 @@ if settings.record_source == "published":
             records=FILES.made_records("{task}"),
         log:
             FILES.log("published_records", "{task}"),
+        localrule: True
+        conda:
+            "../envs/kv-transition.yaml"
         params:
             source=slices.published_slice(settings),
             sha256=lambda wildcards: {
@@ -70,18 +77,6 @@ PROTOCOL_TABLES = (
 )
 
 
-def protocol_sha256():
-    """Checksums of the tables in use: those that are pinned, wherever the files come from, or the job refuses them."""
-    folder = settings.protocol.path
-    if folder is None:
-        return protocol_tables.SHA256
-    files = {name: f"{folder}/{name}" for name in protocol_tables.SHA256}
-    return {
-        name: leaf_sha256(file) if os.path.isfile(file) else None
-        for name, file in files.items()
-    }
-
-
 if PROTOCOL_TABLES:
 
     rule retrieve_protocol:
@@ -90,6 +85,9 @@ if PROTOCOL_TABLES:
             tables=paths.protocol_tables(),
         log:
             FILES.log("retrieve_protocol"),
+        localrule: True
+        conda:
+            "../envs/kv-transition.yaml"
         params:
             sha256=protocol_sha256(),
             code=code_version("retrieve_protocol"),
@@ -103,6 +101,8 @@ rule train_tiny_reader:
         folder=directory("results/tiny-reader"),
     log:
         "results/logs/train_tiny_reader.log",
+    conda:
+        "../envs/kv-transition.yaml"
     threads: 2
     params:
         code=code_version("train_tiny_reader"),

@@ -15,6 +15,10 @@ rule score_task:
         scores=FILES.scores("{task}"),
     log:
         FILES.log("score_task", "{task}"),
+    conda:
+        "../envs/kv-transition.yaml"
+    resources:
+        **cluster_resources(settings.cluster.scoring),
     params:
         scoring=settings.scoring.model_dump(mode="json"),
         code=code_version("score_task"),

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,8 @@ def missing(reason: str) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("kvpress") and importlib.util.find_spec("kvpress") is None:
         missing("kvpress is not installed (make setup-full)")
+    if item.get_closest_marker("browser") and not (shutil.which("chromium") and shutil.which("chromedriver")):
+        missing("Chromium and its driver are not installed (Debian packages chromium and chromium-driver)")
 
 
 @pytest.fixture(scope="session", name="missing")

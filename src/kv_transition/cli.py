@@ -1,4 +1,4 @@
-"""The command line: check a configuration, build one stage of the workflow, score, compare and analyse what exists."""
+"""The command line: check a configuration, plan a run, build a stage of the workflow, score, compare and analyse."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from kv_transition import __version__, preflight
+from kv_transition.commands.workflow import snakemake_command
 from kv_transition.errors import UserError
-from kv_transition.files import sha256_text, write_text
 from kv_transition.paths import DEFAULT_CONFIG
 from kv_transition.serve import command as serve
-from kv_transition.settings import config_yaml, deep_merge, from_mapping, load_settings, parse_override
+from kv_transition.settings import config_yaml, from_mapping, load_settings
 
 #: Stage command -> (target rule, what it makes).
 STAGES = {
@@ -49,6 +49,11 @@ def parser() -> argparse.ArgumentParser:
     validate = add_configured("validate", "Check a configuration and the files it names.")
     validate.add_argument("--print-config", action="store_true", help="print the resolved configuration")
     add_configured("resolve", "Print the resolved configuration as YAML.")
+    plan = add_configured(
+        "plan",
+        "Say what a run would ask, compute, take and write, and what the journal has already; nothing is run.",
+    )
+    plan.add_argument("--json", action="store_true", help="print everything as one JSON object")
     for name, (_, text) in STAGES.items():
         stage = add_configured(
             name, f"Build {text} with Snakemake; further options go to Snakemake (default: --cores all)."
@@ -216,7 +221,7 @@ def _analyze(known: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _configured(known: argparse.Namespace, rest: Sequence[str]) -> int:
-    """The commands on an experiment: validate, resolve, and the stages."""
+    """The commands on an experiment: validate, resolve, plan, and the stages."""
     config = known.configfile or str(DEFAULT_CONFIG)
     resolved = load_settings(config, known.override)
     if known.command == "resolve":
@@ -228,20 +233,13 @@ def _configured(known: argparse.Namespace, rest: Sequence[str]) -> int:
     if known.command == "validate":
         sys.stdout.write(config_yaml(resolved) if known.print_config else f"{config}: valid\n")
         return 0
+    if known.command == "plan":
+        from kv_transition.commands.plan import plan
+
+        return plan(settings, config, known.override, as_json=known.json)
     return _build(STAGES[known.command][0], config, known.override, rest)
 
 
 def _build(target: str, config: str, overrides: Sequence[str], options: Sequence[str]) -> int:
-    """Call Snakemake for a target; overrides become a small configuration file over the experiment's."""
-    files = [config]
-    if overrides:
-        merged: dict[str, object] = {}
-        for text in overrides:
-            merged = deep_merge(merged, parse_override(text))
-        overlay = f".snakemake/overrides/{sha256_text(config_yaml(merged))[:16]}.yaml"
-        write_text(overlay, config_yaml(merged))
-        files.append(overlay)
-    has_cores = any(option.startswith(("--cores", "--jobs", "-j", "--profile")) for option in options)
-    cores = [] if has_cores else ["--cores", "all"]
-    command = [sys.executable, "-m", "snakemake", target, *cores, *options, "--configfile", *files]
-    return subprocess.run(command, check=False).returncode
+    """Call Snakemake for a target."""
+    return subprocess.run(snakemake_command(target, config, overrides, options), check=False).returncode

@@ -57,6 +57,11 @@ def report_copy() -> str:
     return str(runs_dir() / "report.md")
 
 
+def report_html_copy() -> str:
+    """The one-file report of the experiment that was asked for last."""
+    return str(runs_dir() / "report.html")
+
+
 def raw_records(task: str, hub_id: str, revision: str | None) -> str:
     """A task's records as retrieved from the hub; datasets and revisions never share a file."""
     return str(data_dir() / f"{hub_id.replace('/', '--')}@{revision or 'newest'}" / f"{task}.jsonl")
@@ -108,6 +113,10 @@ class ExperimentPaths:
 
     def report(self) -> str:
         return self._in("report.md")
+
+    def report_html(self) -> str:
+        """The report as one file that needs no other."""
+        return self._in("report.html")
 
     def log(self, *parts: str) -> str:
         return self._in("logs", *parts[:-1], f"{parts[-1]}.log")

@@ -15,6 +15,7 @@ from kv_transition import paths
 from kv_transition.budgets import budget_label
 from kv_transition.files import canonical_json, sha256_text
 from kv_transition.methods import TEXT_METHODS
+from kv_transition.schema_cluster import Cluster
 from kv_transition.schema_data import Binning, Dataset, Protocol, Tokenizer
 from kv_transition.schema_engine import KV, DecodingSettings, Engine, Model, Published, canonical_methods
 from kv_transition.schema_http import Http
@@ -190,6 +191,9 @@ class Settings(Section):
         default_factory=Analysis, description="Intervals, transitions and failure policy."
     )
     run: Run = Field(default_factory=Run, description="How the work is cut up and what it may cost.")
+    cluster: Cluster = Field(
+        default_factory=Cluster, description="What a cluster gives each job (snakemake --profile slurm)."
+    )
     output: Output = Field(default_factory=Output, description="Report and figures.")
     db: Db = Field(default_factory=Db, description="The SQLite database.")
 

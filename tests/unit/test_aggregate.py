@@ -318,6 +318,11 @@ def test_no_table_crashes_and_every_interval_holds_its_point(table):
     assert set(ratios.loc[ratios["gate"] != "ok", "ni_p"].dropna()) == set()
 
 
+def test_failures_do_not_measure_what_was_not_measured():
+    table = one_budget([1, None, 1, 0], [1, 1, 1, 1], failure=[None, "TIMEOUT", None, None])
+    assert np.isnan(bin_stats(table, clusters_of(table), CFG)["em_mean"]).all()
+
+
 def test_a_doubled_row_is_named():
     table = pd.concat([curve_table(n=3), example_rows("snapkv", 64, [0.5])])
     with pytest.raises(UserError, match="0-000 stands twice under snapkv 64"):

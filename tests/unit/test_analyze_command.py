@@ -158,8 +158,10 @@ def test_adjacent_and_mcnemar(worked):
 def test_lossless(worked):
     for expected, found in pairs(worked, "lossless"):
         assert_equal(expected, found, ("status", "delta", "alpha", "smallest_lossless"))
-        if found["stopped_by"] != "unreliable":
-            assert found["smallest_claimed"] == found["smallest_lossless"]
+        if found["smallest_claimed"] is not None:
+            assert found["smallest_claimed"] >= found["smallest_lossless"], (
+                "a claim asks for more than the test"
+            )
 
 
 def test_collapse(worked):
@@ -425,6 +427,7 @@ REFUSED = [
     (changed(30, budget=1), "row 31 (example 0-006): column budget is"),
     (changed(30, budget="f0.5"), "row 31 (example 0-006): budget f0.5: tokens and shares are mixed"),
     (changed(30, bin_idx=1), "row 31 (example 0-006): column bin_idx is 1, but 0 in row 7 of the same example; give"),
+    (scores().assign(bin_idx=2**32 - 1), "row 1 (example 0-000): column bin_idx is 4.29497e+09; give the number"),
     (changed(30, bin_idx="x"), "row 31 (example 0-006): column bin_idx is 'x'; give the number of the length bin"),
     (changed(30, token_len=9), "row 31 (example 0-006): column token_len is 9, but 4000 in row 7"),
     (changed(30, token_len=0), "row 31 (example 0-006): column token_len is 0; give"),

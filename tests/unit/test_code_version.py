@@ -51,3 +51,18 @@ def test_each_stage_hashes_its_own_code_and_not_that_of_later_ones(
     names = {str(file.relative_to(PACKAGE)) for file in modules_of(root / "scripts" / f"{rule}.py")}
     assert inside in names
     assert outside not in names
+
+
+def test_what_was_read_is_kept_and_counts_only_for_the_same_text(tmp_path: Path) -> None:
+    script, cache = tmp_path / "s.py", tmp_path / "cache"
+    script.write_text(SOURCE)
+    version = code_version(script, cache)
+    assert version == code_version(script)
+    entries = list(cache.rglob("*.json"))
+    assert len(entries) == 1
+    script.write_text(SOURCE.replace("+ 1", "- 1"))
+    assert code_version(script, cache) == code_version(script) != version
+    for entry in cache.rglob("*.json"):
+        entry.write_text("torn")
+    script.touch()
+    assert code_version(script, cache) == code_version(script)

@@ -331,6 +331,23 @@ class TestInvariance:
         assert zero["estimate"] != exclude["estimate"]
 
 
+def test_a_method_that_fails_wherever_it_compresses_follows_no_law():
+    # Prompts that fit the budget score as the full cache does, so the curves jump at the prompt's length.
+    parts = []
+    for idx, length in enumerate((150, 300, 600, 1200, 2400)):
+        rng = np.random.default_rng(idx)
+        lens = rng.integers(int(0.8 * length), int(1.25 * length), 40)
+        full = np.where(rng.random(40) < 0.2, 0.0, 1.0)
+        parts.append(example_rows("full", None, full, bin_idx=idx, token_len=lens))
+        for budget in BUDGETS:
+            scores = np.where((lens <= budget) | (rng.random(40) < 0.15), full, 0.0)
+            parts.append(example_rows("snapkv", budget, scores, bin_idx=idx, token_len=lens))
+    found = row(models(pd.concat(parts, ignore_index=True)))
+    assert found["label"] == ""
+    assert np.isnan([found["lo"], found["hi"]]).all()
+    assert "rests_on_inactive_budgets" in found["flags"].split(",")
+
+
 def test_scores_and_manifest_give_the_file(tmp_path):
     table = study()
     examples = table[table["method"] == "full"]

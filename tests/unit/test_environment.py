@@ -37,3 +37,35 @@ def test_every_dependency_is_pinned(root: Path) -> None:
 def test_torch_is_the_one_build_that_installs_without_gpu_packages(root: Path) -> None:
     assert "torch==2.13.0\n" in (root / "constraints.txt").read_text()
     assert pins((root / "constraints.txt").read_text().splitlines())["pandas"] < "3"
+
+
+def test_every_rule_with_a_script_names_the_environment(root: Path) -> None:
+    """Snakemake fails at the end of a job whose environment file is missing, even where no conda is asked for."""
+    assert (root / "envs/kv-transition.yaml").is_file()
+    for file in root.glob("rules/*.smk"):
+        text = file.read_text()
+        named = re.findall(r'conda:\s+"../envs/kv-transition\.yaml"', text)
+        assert len(named) == len(re.findall(r"^\s*script:", text, re.MULTILINE)), file.name
+
+
+def test_the_image_has_this_python_and_all_that_a_run_needs(root: Path) -> None:
+    image = (root / "Dockerfile").read_text()
+    environment = yaml.safe_load((root / "envs/kv-transition.yaml").read_text())
+    assert f"FROM {environment['dependencies'][0].replace('=', ':')}-slim" in image
+    copied = {part for line in re.findall(r"^COPY (.*) \S+$", image, re.MULTILINE) for part in line.split()}
+    needed = {
+        "Snakefile",
+        "rules",
+        "scripts",
+        "config",
+        "profiles",
+        "envs",
+        "resources",
+        "src",
+        "constraints.txt",
+    }
+    assert needed <= copied
+    assert all((root / part).exists() for part in copied)
+    left_out = (root / ".dockerignore").read_text().split()
+    assert not needed & set(left_out)
+    assert re.search(r"^USER [1-9]", image, re.MULTILINE), "a run does not need root"

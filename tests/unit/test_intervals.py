@@ -200,3 +200,24 @@ def test_percentile_limits_leave_out_replicates_without_a_value():
     lo, hi = percentile_limits(values, 0.5)
     assert (lo[0], hi[0]) == (1.5, 2.5)
     assert isnan(lo[1])
+
+
+@given(
+    st.sampled_from([1, 2, 41, 511, 512, 513, 700, 2000, 10_000]),
+    st.sampled_from([0.5, 0.683, 0.9, 0.95, 0.999]),
+    st.sampled_from(["spread", "tied", "rising", "falling", "constant"]),
+    st.integers(0, 100),
+)
+def test_percentile_limits_are_numpys_quantiles_to_the_bit(n, conf, kind, seed):
+    rng = np.random.default_rng(seed)
+    spread = rng.random(n)
+    values = {
+        "spread": spread,
+        "tied": np.round(3 * spread),
+        "rising": np.sort(spread),  # the first values say nothing of the upper end
+        "falling": -np.sort(-spread),
+        "constant": np.full(n, 0.3),
+    }[kind]
+    lo, hi = percentile_limits(np.stack([values, values[::-1]]), conf)
+    expected = np.quantile(values, [(1 - conf) / 2, (1 + conf) / 2])
+    assert [lo.tolist(), hi.tolist()] == [[value, value] for value in expected]

@@ -114,7 +114,9 @@ def test_a_prompt_that_was_cut_counts_as_the_limit_so_that_cut_prompts_share_a_b
     assert [example.token_len for example in examples[1:]] == [limit] * 3
     assert examples[0].token_len < limit
     prompts = [protocol.prompt("Who?", one["context"], tokenizer) for one in records[1:]]
-    assert len({tokenizer.count(prompt) for prompt in prompts} | {limit}) > 1, "they do differ when counted again"
+    assert len({tokenizer.count(prompt) for prompt in prompts} | {limit}) > 1, (
+        "they do differ when counted again"
+    )
 
 
 def test_the_records_own_length_can_be_the_token_len() -> None:

@@ -352,3 +352,14 @@ def test_the_file_has_the_columns_of_the_table_in_order(tmp_path):
     back = read_parquet(tmp_path / "a")
     assert list(back) == list(PAIRED_TESTS)
     assert len(back) == len(paired(table))
+
+
+def test_two_equal_differences_are_no_proof_in_a_family():
+    """The t test calls them p = 0, which no correction can change; their sign-flip p is 1/2."""
+    full = example_rows("full", None, [1.0, 1.0])
+    table = pd.concat([full, example_rows("snapkv", 64, [0.0, 0.0])], ignore_index=True)
+    frame = paired_tests(table, clusters_of(table), CFG)
+    rows = frame[(frame["kind"] == "full") & (frame["bin_idx"] == POOLED)]
+    assert set(rows["status"]) == {"degenerate"}
+    assert (rows["p"] == 0).all()
+    assert (rows["p_adjusted"] == 0.5).all()

@@ -11,6 +11,7 @@ from kv_transition.analysis.compare import holm
 from kv_transition.analysis.figures.canvas import FigureContext
 from kv_transition.analysis.figures.collapse import bin_colours, plot_collapse
 from kv_transition.analysis.figures.forest import plot_forest
+from kv_transition.analysis.figures.labels import looked_at, short_status
 from kv_transition.analysis.figures.length_law import read_length_law
 from kv_transition.analysis.figures.retention import plot_retention_vs_budget
 from kv_transition.analysis.figures.transition import plot_transition_vs_length
@@ -229,8 +230,8 @@ def test_a_closed_gate_leaves_points_without_limits_and_is_said(tmp_path, status
     drawn = pd.read_csv(tmp_path / "retention.csv")
     assert drawn["R_lo"].isna().all()
     assert drawn["hollow"].all()
-    assert status.replace("_", " ") in captions["forest"]
-    assert f"left out of α₁: 61–200 tokens: {status.replace('_', ' ')}" in captions["collapse"]
+    assert short_status(status) in captions["forest"]
+    assert f"left out of α₁: 61–200 tokens: {short_status(status)}" in captions["collapse"]
 
 
 def test_a_limit_above_the_axis_is_marked(tmp_path):
@@ -264,10 +265,17 @@ def test_a_law_without_an_exponent_is_a_word(tmp_path, status):
     of = tables(small())
     of["models"] = effect_models(of["retention"], status)
     law = read_length_law(of["models"], TASK, "tova", CONTEXT)
-    assert law.words == f"no α₁: {status.replace('_', ' ')}"
+    assert law.words == f"no α₁: {short_status(status)}"
     assert law.misfit(0) == law.verdict == ""
     assert draw(of, tmp_path)
     assert set(pd.read_csv(tmp_path / "collapse.csv")["alpha1_status"]) == {status}
+
+
+def test_a_status_in_a_figure_is_words_a_stranger_can_read():
+    assert short_status("too_few") == "under 10 examples"
+    assert short_status("too_few_bins") == "too few length bins"
+    assert short_status("some_new_status") == "some new status"
+    assert (looked_at(1), looked_at(5)) == ("1 was looked at", "5 were looked at")
 
 
 def test_a_law_reads_as_it_was_estimated():
@@ -339,7 +347,7 @@ def test_a_task_without_a_full_cache_says_so_in_every_figure(tmp_path):
     of["tests"] = of["tests"][of["tests"]["kind"] != "full"]
     captions = draw(of, tmp_path)
     assert set(pd.read_csv(tmp_path / "forest.csv")["status"]) == {"no_reference"}
-    assert "no reference" in captions["forest"]
+    assert "full cache not run" in captions["forest"]
     assert "was not run" in captions["collapse"]
     assert pd.read_csv(tmp_path / "collapse.csv").empty
 

@@ -127,7 +127,7 @@ def test_prompts_that_lost_their_middle_are_counted(tmp_path):
             write_parquet(path, scores)
 
     page = write(study, tmp_path / "demo", change=shorten)
-    assert "1 of 12 of the prompts were longer than the limit and lost their middle" in page
+    assert "1 of 12 prompts were longer than the limit and lost their middle" in page
     assert "lost their middle" not in write(study, tmp_path / "other")
 
 
@@ -274,7 +274,7 @@ def test_the_first_screen_says_what_was_tested_where_it_breaks_and_what_stays_op
     assert "answered 12 prompts of 61 to 800 tokens" in answer
     assert "snapkv and random, each at 3 budgets from 16 to 256 tokens" in answer
     row = re.search(r"^\| snapkv \|.*$", answer, re.M)[0]
-    assert "0.98 [0.81, 1.10]: a share of the prompt" in row
+    assert "0.98 [0.81, 1.10], a fixed share fits" in row
     assert "Not shown: " in answer
     assert "Holm's correction over 3 comparisons" in answer
 
@@ -288,7 +288,8 @@ def test_a_difference_between_methods_needs_its_corrected_p_value(tmp_path):
     assert re.search(r"^\| snapkv \| .*64.* \(by 0\.\d\d", page, re.M)
     page = write(small(), tmp_path / "b", change=not_shown)
     assert "No difference between methods could be shown" in section(page, "The answer")
-    assert "scores higher than each" not in page
+    assert "is shown to score higher than each" not in page
+    assert "would often not be seen" in re.search(r"No difference between methods.*", page)[0]
 
 
 def test_means_over_tasks_stand_on_their_own_and_only_with_more_than_one(tmp_path):
@@ -301,7 +302,7 @@ def test_means_over_tasks_stand_on_their_own_and_only_with_more_than_one(tmp_pat
 
 def test_every_method_has_its_results_beside_its_card(tmp_path):
     methods = section(write(small(), tmp_path / "demo"), "Methods")
-    assert re.search(r"### snapkv\n.*\| phrasebook_qa \| .* \| .* a share of the prompt \|", methods, re.S)
+    assert re.search(r"### snapkv\n.*\| phrasebook_qa \| .* \| .* a fixed share fits \|", methods, re.S)
 
 
 def test_the_report_says_how_to_make_it_again_and_how_to_cite_it(tmp_path):
@@ -393,7 +394,9 @@ def test_gates_are_explained_and_claim_nothing(tmp_path):
         write_parquet(files["tables"]["lossless"], claims)
 
     page = write(small(), tmp_path / "demo", change=close)
-    assert "could not be determined" in section(page, "The answer")
+    answer = section(page, "The answer")
+    assert "no transition budget could be determined: the full cache does not score" in answer
+    assert "a true loss under" not in answer
     assert "does not score measurably above the model without any context" in section(
         page, "What could not be shown"
     )
@@ -482,3 +485,68 @@ def test_git_names_the_commit_and_uncommitted_changes(tmp_path):
 def test_a_table_row_of_the_wrong_width_is_refused():
     with pytest.raises(ValueError, match="2 cells"):
         table(["a"], [["1", "2"]])
+
+
+def test_a_loss_beyond_the_margin_is_said_with_its_interval_and_asks_for_no_more_examples(tmp_path):
+    def fail(files, diff):
+        claims = read_parquet(files["tables"]["lossless"])
+        claims = claims.assign(
+            status="not_demonstrated",
+            smallest_lossless=None,
+            tested=[[256.0]] * len(claims),
+            n_pairs_min=12.0,
+        )
+        write_parquet(files["tables"]["lossless"], claims.assign(n_needed=9.0, p_holm_methods=float("nan")))
+        ratios = read_parquet(files["tables"]["retention"])
+        write_parquet(files["tables"]["retention"], ratios.assign(diff_lo=diff - 0.1, diff_hi=diff + 0.1))
+
+    page = write(small(), tmp_path / "lost", change=lambda files: fail(files, -0.3))
+    assert "| snapkv | no: loses 0.20 to 0.40 at 256 | – | – | – |" in page
+    page = write(small(), tmp_path / "open", change=lambda files: fail(files, -0.1))
+    assert "| snapkv | not demonstrated (MDE 0.12) | – | – | not more than the 12 |" in page
+
+
+def test_what_would_not_be_seen_is_not_read_off_cells_without_compression(tmp_path):
+    def spoil(files):
+        ratios = read_parquet(files["tables"]["retention"])
+        large = ratios["budget"] == "256"
+        ratios["mde"] = large.map({True: 0.001, False: 0.07})
+        write_parquet(
+            files["tables"]["retention"], ratios.assign(active_frac=large.map({True: 0.2, False: 1.0}))
+        )
+
+    page = write(small(), tmp_path / "demo", change=spoil)
+    assert "a true loss under 0.07 would often not be seen" in section(page, "The answer")
+    assert "0.001" not in section(page, "What could not be shown")
+
+
+def test_the_only_bin_is_not_counted_twice(tmp_path):
+    page = write(small(edges=(60, 900)), tmp_path / "demo")
+    assert "2 curves were looked at" in section(page, "The answer")
+    assert "in single length bins" not in section(page, "What could not be shown")
+    assert page.count("| method | all lengths |\n") == 2
+
+
+def test_means_over_tasks_mark_budgets_at_which_little_was_compressed(tmp_path):
+    def spoil(files):
+        rows = read_parquet(files["tables"]["macro"])
+        rows["active_frac"] = (rows["budget"] == "256").map({True: 0.2, False: 1.0})
+        rows.loc[rows["budget"] == "256", ["R_lo", "R_hi"]] = None
+        write_parquet(files["tables"]["macro"], rows)
+
+    page = write(small(tasks=("a", "b")), tmp_path / "demo", change=spoil)
+    answer = section(page, "The answer")
+    assert re.search(
+        r"mean score over 2 tasks is kept.*snapkv \d+(\.\d)?% \[.*\] at 16 and .*% \(no interval\) at 256°",
+        answer,
+    )
+    assert "°: fewer than 50% of the prompts were longer than that budget" in answer
+
+
+def test_shares_of_published_results_are_of_what_their_source_says(tmp_path):
+    study = small(
+        published=True, protocol="published", metric="published", budgets=(0.5, 0.875), methods=("h2o",)
+    )
+    answer = section(write(study, tmp_path / "demo"), "The answer")
+    assert "with h2o, at 2 budgets from 50% to 87.5% as the source counts it" in answer
+    assert "of the prompt" not in answer.split("keeping")[0]

@@ -137,6 +137,14 @@ def test_an_added_cell_computes_that_cell_only(shard: Shard, tmp_path: Path) -> 
     assert run(shard, tmp_path, [*CELLS, ("tova", "16")]) == 6
 
 
+def test_examples_that_ask_the_same_are_answered_once(shard: Shard, tmp_path: Path) -> None:
+    """Without their contexts, questions in the same words are one prompt."""
+    examples = [replace(example, question="w1 w3") for example in shard.manifest.examples]
+    same = replace(shard, manifest=replace(shard.manifest, examples=examples))
+    assert run(same, tmp_path) == 6 * (REQUESTS - 1) + 1 == journal_rows(tmp_path)
+    assert rows_of(tmp_path, "no_context", "full")["text"].nunique() == 1
+
+
 def test_another_shard_count_computes_nothing_and_an_empty_shard_is_an_empty_table(
     shard: Shard, tmp_path: Path
 ) -> None:

@@ -20,6 +20,8 @@ from kv_transition.report.wording import (
     length_sentence,
     looked_at,
     percent,
+    range_words,
+    size_words,
     status_words,
 )
 
@@ -77,8 +79,7 @@ def test_a_curve_without_estimate_is_a_dash_and_its_labels_are_never_read():
     gated = curve("too_few", "too_few", "too_few", status="too_few")
     assert gated.cell() == "–"
     text = answer_on_task("qa", [gated], 0.9)
-    assert "no transition budget could be determined" in text
-    assert "fewer than 10 independent examples" in text
+    assert text == "On qa, no transition budget could be determined: fewer than 10 independent examples."
 
 
 def test_evidence_that_is_none_is_marked_in_cells_and_sentences():
@@ -164,9 +165,33 @@ def test_small_words():
 def test_a_claim_is_a_budget_or_says_what_the_sample_could_have_seen():
     assert claim_words(Claim("ok", "192")) == "192"
     assert claim_words(Claim("not_demonstrated", None, mde=0.12)) == "not demonstrated (MDE 0.12)"
+    assert claim_words(Claim("not_demonstrated", None, mde=0.0042)) == "not demonstrated (MDE 0.004)"
     assert claim_words(Claim("not_tested", None)) == "not tested: little was compressed"
     assert claim_words(Claim("too_few", None)).startswith("not tested: fewer than 10")
     assert claim_words(None) == "–"
+
+
+def test_a_loss_that_is_sure_is_not_called_merely_not_demonstrated():
+    lost = Claim("not_demonstrated", None, mde=0.09, failed_at="192", loss=(0.25, 0.39))
+    assert claim_words(lost) == "no: loses 0.25 to 0.39 at 192"
+
+
+def test_a_claim_that_failed_requests_prevented_says_so():
+    assert (
+        claim_words(Claim("not_demonstrated", None, unreliable=True))
+        == "not tested: too many requests failed"
+    )
+
+
+def test_a_small_size_is_never_rounded_to_nothing():
+    assert [size_words(size) for size in (0.123, 0.0042, 0.01)] == ["0.12", "0.004", "0.01"]
+    assert range_words(0.0042, 0.1) == "0.004 to 0.10"
+    assert range_words(0.101, 0.104) == "0.10"
+
+
+def test_a_change_with_length_marks_budgets_at_which_little_was_compressed():
+    pair = (curve("64", "32", "64", point_inactive=True), curve("128", "128", "128"))
+    assert "snapkv (64° → 128)" in length_sentence({"snapkv": pair}, "short prompts", "long ones")
 
 
 def law(low, high, label="neither", **changes):
@@ -177,16 +202,16 @@ def law(low, high, label="neither", **changes):
 @pytest.mark.parametrize(
     ("low", "high", "label", "brief", "reading"),
     [
-        (0.8, 1.1, "relative", "a share of the prompt", "in proportion to the prompt is possible"),
-        (-0.1, 0.4, "absolute", "a number of tokens", "not at all is possible"),
-        (-0.2, 1.2, "not_distinguishable", "open", "not distinguishable"),
+        (0.8, 1.1, "relative", "a fixed share fits", "in proportion to the prompt is possible"),
+        (-0.1, 0.4, "absolute", "a fixed number fits", "not at all is possible"),
+        (-0.2, 1.2, "not_distinguishable", "both fit", "not distinguishable"),
         (0.2, 0.7, "neither", "in between", "more slowly than the prompt"),
         (1.2, 1.9, "neither", "more than a share", "faster than the prompt"),
         (-0.9, -0.2, "neither", "falls", "shrinks"),
     ],
 )
 def test_an_exponent_is_read_by_its_interval_alone(low, high, label, brief, reading):
-    assert law(low, high, label).brief().endswith(f": {brief}")
+    assert law(low, high, label).brief().endswith(f", {brief}")
     assert reading in law(low, high, label).reading()
 
 

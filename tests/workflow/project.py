@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-PARTS = ("Snakefile", "rules", "scripts", "config", "profiles", "resources", "src")
+PARTS = ("Snakefile", "rules", "scripts", "config", "profiles", "envs", "resources", "src")
 
 #: 2 tasks x (full + no_context + 2 methods x 2 budgets, random three times) x 2 bins x 3 examples.
 SMALL = {
@@ -20,7 +20,12 @@ SMALL = {
     "dataset": {"synthetic": {"n_documents": 24, "min_tokens": 64, "max_tokens": 256}},
     "binning": {"n_bins": 2, "n_per_bin": 3},
     "kv": {"methods": ["snapkv", "random"], "budgets": [16, 64]},
-    "analysis": {"bootstrap_replicates": 200, "transition_replicates": 100},
+    "analysis": {
+        "bootstrap_replicates": 200,
+        "transition_replicates": 100,
+        "fit_replicates": 100,
+        "collapse_replicates": 100,
+    },
 }
 
 TARGET = "results/report.md"

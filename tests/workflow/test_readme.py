@@ -50,7 +50,9 @@ def supplied(fresh: Project, tmp_path_factory: pytest.TempPathFactory) -> Projec
         for row in range(12)
     ]
     (project.folder / "scores.csv").write_text("\n".join(table) + "\n")
-    examples = [(f"e{row}", method, budget) for row in range(12) for method, budget in (("full", None), ("m", 64))]
+    examples = [
+        (f"e{row}", method, budget) for row in range(12) for method, budget in (("full", None), ("m", 64))
+    ]
     frame = pd.DataFrame(examples, columns=["example_id", "method", "budget"]).astype({"budget": "Int64"})
     frame = frame.assign(
         cluster_id=frame["example_id"], bin_idx=0, token_len=900, score=0.5, failure=pd.Series(dtype=object)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-#: Count matrices are made in blocks of rows of about this many entries.
-BLOCK_ENTRIES = 50_000_000
+#: Count matrices are made in blocks of rows of about this many entries: what a block needs stays in the processor's cache.
+BLOCK_ENTRIES = 65_536
 #: Examples in one cluster up to which resampled totals are exact (see `exact_grid`).
 LARGEST_CLUSTER = 64
 
@@ -37,12 +37,16 @@ def resample_counts(key: int, n_clusters: int, replicates: int) -> Iterator[Arra
     stream = np.random.Philox(key=key)
     # An even number of rows, so that a block ends between two 64-bit words.
     rows = max(2, BLOCK_ENTRIES // n_clusters // 2 * 2)
+    first_of_row = np.repeat(np.arange(min(rows, replicates)) * n_clusters, n_clusters)
     for start in range(0, replicates, rows):
         block = min(rows, replicates - start)
         draws = block * n_clusters
-        words = stream.random_raw((draws + 1) // 2).astype("<u8").view("<u4")[:draws]
-        drawn = ((words.astype(np.uint64) * np.uint64(n_clusters)) >> np.uint64(32)).astype(np.int64)
-        drawn += np.repeat(np.arange(block) * n_clusters, n_clusters)
+        words = stream.random_raw((draws + 1) // 2).astype("<u8", copy=False).view("<u4")[:draws]
+        # A 32-bit word times the number of clusters fits a signed 64-bit number.
+        drawn = words.astype(np.int64)
+        drawn *= n_clusters
+        drawn >>= 32
+        drawn += first_of_row[:draws]
         counts = np.bincount(drawn, minlength=draws).reshape(block, n_clusters)
         yield counts.astype(np.float64)
 

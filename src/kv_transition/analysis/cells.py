@@ -118,6 +118,8 @@ class DatasetScores:
             return values
         if policy != "zero":
             raise UserError(f"analysis.policies: {policy!r} is no failure policy; give zero or exclude")
+        if measure != "score" and np.isnan(values).all():
+            return values  # a measure that was not taken: no failure makes it 0
         return np.where(self.failed == 1, 0.0, values * (1 - self.failed))
 
     def policy_groups(self, policies: Sequence[str]) -> dict[str, list[str]]:

@@ -32,6 +32,8 @@ MIDPOINT_STEP, MAX_MIDPOINT_STEP, WIDTH_STEP = 0.25, 0.35, 1.6
 BLOCK_ENTRIES = 1_000_000
 #: Rounds of the local refinement, and the step in (midpoint, alpha1, log width) at which a fit is done.
 MAX_ROUNDS = 80
+#: Widths of the grid from which the refinement of a row begins.
+STARTS = 4
 SMALL_STEP = np.array([1e-5, 1e-5, 1e-4])
 #: Distance up to which two values of a parameter are the same: the precision of a fit.
 RESOLUTION = 1e-3
@@ -110,7 +112,7 @@ def fit_collapse(
     drop = full - compressed
     losses = _Losses(full * full * per_pair, full * drop * per_pair, drop * drop * per_pair)
     theta, rss, loss = np.zeros((len(drop), 3)), np.full(len(drop), np.inf), np.zeros(len(drop))
-    for start in _global_search(cells, losses, alpha1):
+    for start in _starts(cells, losses, alpha1):
         found, new_rss, new_loss = _refined(cells, losses, start, alpha1)
         better = new_rss < rss * (1 - SAME_FIT)
         theta[better], rss[better], loss[better] = found[better], new_rss[better], new_loss[better]
@@ -125,8 +127,18 @@ def fit_collapse(
     )
 
 
-def _global_search(cells: CollapseCells, losses: _Losses, alpha1: float | None) -> Iterator[Array]:
-    """For each width of a grid the best midpoint and alpha1 of every row, (rows, 3): starts of the refinement.
+def _starts(cells: CollapseCells, losses: _Losses, alpha1: float | None) -> Iterator[Array]:
+    """Where the refinement of every row begins, (rows, 3) each: at the widths of the grid that fit the row best."""
+    searched = list(_global_search(cells, losses, alpha1))
+    points, gains = np.stack([p for p, _ in searched]), np.stack([gain for _, gain in searched])
+    for chosen in np.argsort(-gains, axis=0, kind="stable")[:STARTS]:
+        yield points[chosen, np.arange(points.shape[1])]
+
+
+def _global_search(
+    cells: CollapseCells, losses: _Losses, alpha1: float | None
+) -> Iterator[tuple[Array, Array]]:
+    """For each width of a grid the best midpoint and alpha1 of every row, (rows, 3), and what they gain, (rows,).
 
     One start for each width, because a narrow curve can lie between two budgets in several places and the sum of
     squares then has several minima.
@@ -137,7 +149,8 @@ def _global_search(cells: CollapseCells, losses: _Losses, alpha1: float | None) 
         step = min(MIDPOINT_STEP * exp(log_width), MAX_MIDPOINT_STEP)
         midpoints, slopes = _axis(low[0], high[0], step), _axis(low[1], high[1], min(step / reach, 0.5))
         points = np.stack([a.ravel() for a in np.meshgrid(midpoints, slopes, [log_width])], axis=1)
-        yield points[_best(losses, _lost(cells, points)[1])]
+        best, gain = _best(losses, _lost(cells, points)[1])
+        yield points[best], gain
 
 
 def _axis(low: float, high: float, step: float) -> Array:
@@ -145,9 +158,9 @@ def _axis(low: float, high: float, step: float) -> Array:
     return np.linspace(low, high, ceil((high - low) / step) + 1)
 
 
-def _best(losses: _Losses, lost: Array) -> Indices:
-    """The grid point, of (points, cells), with the smallest sum of squares for each row."""
-    best = np.empty(len(losses.aa), dtype=np.int64)
+def _best(losses: _Losses, lost: Array) -> tuple[Indices, Array]:
+    """The grid point, of (points, cells), with the smallest sum of squares for each row, and the share it explains."""
+    best, gains = np.empty(len(losses.aa), dtype=np.int64), np.empty(len(losses.aa))
     rows = max(1, BLOCK_ENTRIES // len(lost))
     for first in range(0, len(best), rows):
         part = losses.of(np.arange(first, min(first + rows, len(best))))
@@ -155,8 +168,10 @@ def _best(losses: _Losses, lost: Array) -> Indices:
         loss = _scale(cross, square)
         gain = loss * (2 * cross - loss * square) / np.maximum(part.dd.sum(axis=1), TINY)[:, None]
         # Rounded, so that the order of additions in the product cannot choose between equal points.
-        best[first : first + rows] = np.argmax(np.round(gain, 9), axis=1)
-    return best
+        gain = np.round(gain, 9)
+        best[first : first + rows] = np.argmax(gain, axis=1)
+        gains[first : first + rows] = gain.max(axis=1)
+    return best, gains
 
 
 def _lost(cells: CollapseCells, theta: Array) -> tuple[Array, Array]:

@@ -23,6 +23,8 @@ model "collapse" (see `collapse`), for each method, over the bins whose gate is 
                     "alpha1_at_bound" (the estimate ends where the search does); "width_interval_at_bound" (so does a
                     limit of the width); "interval_at_bound", "midpoint_interval_at_bound" (so do more than 2.5 % of the
                     replicates of alpha1, of the midpoint: in the latter case alpha1 has neither limits nor label);
+                    "rests_on_inactive_budgets" (alpha1 says something else, or nothing, without the cells in which some
+                    prompts fit the budget and so score as the full cache does: it has neither limits nor label);
                     "interval_degenerate" (resampling cannot move an estimate: its limits are null)
 
 model "gee" (see `gee`), all methods: score on xc * zc * method with xc = log2 effective budget - x_center (mean of the

@@ -101,6 +101,9 @@ def _collapse_values(
     if "midpoint_interval_at_bound" in flags:
         # The edge of the search holds the midpoint and not the data, which so cannot say how it moves with length.
         intervals["alpha1"] = Interval(intervals["alpha1"].point, status="degenerate")
+    elif _rests_on_inactive(sample, in_bins, cells, sums, intervals["alpha1"]):
+        intervals["alpha1"] = Interval(intervals["alpha1"].point, status="degenerate")
+        flags = [*flags, "rests_on_inactive_budgets"]
     members = np.concatenate([sample.data.members(idx) for idx in in_bins])
     about |= {
         "n_obs": int(sum(curve.n_pairs.sum() for curve in in_bins.values())),
@@ -116,6 +119,42 @@ def _collapse_values(
     rows["alpha1"]["label"] = "" if np.isnan(alpha1.lo) else law(alpha1.lo, alpha1.hi)
     rows["rss"] = about | {"estimate": float(fit.rss[0])}
     return rows | {f"rss_alpha1_{a}": about | {"estimate": float(one.rss[0])} for a, one in held.items()}
+
+
+def _rests_on_inactive(
+    sample: Sample,
+    in_bins: Mapping[int, Curve],
+    cells: CollapseCells,
+    sums: tuple[Array, Array, Array],
+    alpha1: Interval,
+) -> bool:
+    """Whether alpha1 says something else without the cells in which some prompts were not compressed.
+
+    A prompt that fits the budget scores as the full cache does, whatever the method: where a method still loses at that
+    budget the curve jumps at the prompt's length, and any method would seem to follow the budget's share of the prompt.
+    """
+    data = sample.data
+    shares = [
+        data.active_share(data.compressed()[row], data.members(idx))
+        for idx, curve in in_bins.items()
+        for row in curve.rows
+    ]
+    # Not known (nan) counts as active.
+    active = np.array([not share < 1 for share in shares])
+    if active.all() or np.isnan(alpha1.lo):
+        return False
+    bins = np.repeat(list(in_bins), [len(curve.rows) for curve in in_bins.values()])
+    labels = [label for curve in in_bins.values() for label in curve.grid.labels]
+    n_budgets = len({label for label, kept in zip(labels, active, strict=True) if kept})
+    if len(np.unique(bins[active])) < MIN_BINS or n_budgets < MIN_BUDGETS:
+        return True
+    compressed, full, n_pairs = (columns[:, active] for columns in sums)
+    kept = CollapseCells(cells.x[active], cells.dz[active])
+    fit = fit_collapse(kept, compressed, full, n_pairs)
+    again = {name: _percentiles(getattr(fit, name), sample.cfg["conf"]) for name in COLLAPSE_TERMS[:4]}
+    if np.isnan(again["alpha1"].lo) or "midpoint_interval_at_bound" in _fit_flags(kept, fit, again):
+        return True
+    return law(again["alpha1"].lo, again["alpha1"].hi) != law(alpha1.lo, alpha1.hi)
 
 
 def _sums(sample: Sample, in_bins: dict[int, Curve]) -> tuple[Array, Array, Array]:

@@ -7,18 +7,21 @@ passed over, neither tested nor failed: nothing was compressed there. That a dif
 
     delta               the margin, an absolute difference of scores
     smallest_lossless, smallest_lossless_value      the last budget shown, null where none is
+    smallest_by_test    the same by the non-inferiority tests alone, whatever else keeps from a claim
     status              "ok" (one is shown); "not_demonstrated" (none is); "not_tested" (nothing was compressed at any budget);
                         the bin's gate ("no_reference", "too_few", "reference_too_weak", "context_not_needed");
                         "not_applicable", "infeasible", "no_pairs" (so is every budget)
-    tested, p           budgets tested, largest first, and their p-values (`ni_p` of the retention table)
-    stopped_by          why the sequence ended: "p" (not shown), "unreliable" (too many requests of the cell timed out or
-                        failed: no claim rests on it), "infeasible", "not_applicable", "no_test" (fewer than two clusters of
+    tested, p, p_exact  budgets tested, largest first, their p-values (`ni_p` of the retention table), and the chance of
+                        seeing this if answers were lost whole, one in 1 / delta (see `rare_loss_p`). Both have to be small:
+                        rare whole losses leave a small sample without spread, and the t test then takes that for evidence
+    stopped_by          why the sequence ended: "p" (not shown), "p_exact" (shown, but not against rare losses), "unreliable" (too many requests of the cell, or of `full`,
+                        timed out or failed: no claim rests on it), "infeasible", "not_applicable", "no_test" (fewer than two clusters of
                         pairs); "" where no budget was left
     n_pairs_min         pairs of the tested budget that has fewest
     sd_d, mde           at the smallest budget tested: spread of a single paired difference (se times sqrt(n), so that
                         clusters are reckoned with), and smallest loss that its test would find with power 0.8
-    n_needed            examples with which a one-sided 5 % test with power 0.8 and that spread would show a loss under
-                        delta if there is none; null where the differences have no spread
+    n_needed            examples (as independent contexts) with which a one-sided 5 % test with power 0.8 and that spread would show a loss under
+                        delta if there is none, and at least as many as could show it against rare losses
     all_bins            (bin_idx -1) the last budget shown in every bin that has examples, by the same sequence with the
                         largest p of the bins: an intersection-union test. A budget that is inactive in one bin is passed over;
                         null also where a bin may not be judged
@@ -30,18 +33,21 @@ passed over, neither tested nor failed: nothing was compressed there. That a dif
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from math import ceil, isnan, nan, sqrt
+from dataclasses import dataclass, replace
+from math import ceil, isnan, log, log1p, nan, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import bdtr, ndtri
 
-from kv_transition.analysis.cells import POOLED, Clusters, DatasetScores, Indices, datasets
+from kv_transition.analysis.cells import POOLED, Array, Clusters, DatasetScores, Indices, datasets
 from kv_transition.analysis.compare import holm
 from kv_transition.analysis.gates import bin_gate
 from kv_transition.analysis.intervals import (
+    NO_SPREAD,
+    cluster_codes,
+    cluster_sums,
     difference_interval,
     equivalence_tests,
     minimum_detectable_effect,
@@ -66,7 +72,8 @@ LOSSLESS: Columns = {
     **columns("string", "smallest_lossless"),
     **columns("float64", "smallest_lossless_value"),
     **columns("string", "status"),
-    **columns("list", "tested p"),
+    **columns("string", "smallest_by_test"),
+    **columns("list", "tested p p_exact"),
     **columns("string", "stopped_by"),
     **columns("float64", "n_pairs_min sd_d mde n_needed"),
     **columns("string", "all_bins"),
@@ -85,13 +92,14 @@ class LosslessCell:
     ----------
     inactive : compression was active in too few prompts.
     barred : why no claim may rest on the cell ("unreliable", "infeasible", "not_applicable"), "" where one may.
-    p : p-value of "loses delta or more"; nan where there was no test.
+    p : p-value of "loses delta or more"; nan where there was no test. p_exact : the same against rare losses of whole answers.
     n_pairs, sd_d, mde : pairs, spread of a single difference, smallest difference found with power 0.8.
     """
 
     budget: str
     value: float
     p: float
+    p_exact: float = 0.0
     inactive: bool = False
     barred: str = ""
     n_pairs: int = 0
@@ -115,11 +123,42 @@ class Descent:
     @property
     def p(self) -> float:
         """The largest p on the way down to the smallest budget shown; nan where none is."""
-        return max((cell.p for cell in self.tested[: self.n_shown]), default=nan)
+        return max((max(cell.p, cell.p_exact) for cell in self.tested[: self.n_shown]), default=nan)
 
 
-def descend(cells: Iterable[LosslessCell], alpha: float = ONE_SIDED_LEVEL) -> Descent:
+def rare_loss_p(differences: Array, clusters: Indices, delta: float) -> float:
+    """Chance of a net loss as small as the observed one if each context lost its whole answer with probability delta.
+
+    Of all losses with mean delta, rare whole ones are the hardest to see: without one in the sample there is no spread.
+    Where every difference is a whole answer or none, this is the binomial chance of at most the net number of contexts lost.
+    Elsewhere the differences show their spread, and it is the chance (1 - delta)^C that no whole answer is lost in C
+    contexts: the least it can be. nan without pairs.
+
+    References
+    ----------
+    Clopper and Pearson (1934), Biometrika 26:404.
+    """
+    if not len(differences):
+        return nan
+    codes = cluster_codes(clusters)
+    sizes = np.bincount(codes)
+    means = cluster_sums(differences, codes) / sizes[sizes > 0]
+    whole = bool(np.isin(differences, (-1.0, 0.0, 1.0)).all())
+    net_loss = max(ceil(-float(means.sum()) - NO_SPREAD * len(means)), 0) if whole else 0
+    return float(bdtr(float(net_loss), len(means), delta))
+
+
+def contexts_needed(delta: float, alpha: float = ONE_SIDED_LEVEL) -> int:
+    """The fewest contexts in which the absence of rare whole losses shows a mean loss under delta."""
+    return ceil(log(alpha) / log1p(-delta))
+
+
+def descend(cells: Iterable[LosslessCell], alpha: float = ONE_SIDED_LEVEL, exact: bool = True) -> Descent:
     """Test the budgets of a method from the largest down until one is not shown.
+
+    Parameters
+    ----------
+    exact : whether the loss has to be small against rare losses too.
 
     References
     ----------
@@ -132,8 +171,8 @@ def descend(cells: Iterable[LosslessCell], alpha: float = ONE_SIDED_LEVEL) -> De
         if cell.barred or isnan(cell.p):
             return Descent(tuple(tested), len(tested), cell.barred or "no_test")
         tested.append(cell)
-        if cell.p > alpha:
-            return Descent(tuple(tested), len(tested) - 1, "p")
+        if cell.p > alpha or (exact and not cell.p_exact <= alpha):
+            return Descent(tuple(tested), len(tested) - 1, "p" if cell.p > alpha else "p_exact")
     return Descent(tuple(tested), len(tested), "")
 
 
@@ -151,6 +190,7 @@ def in_every_bin(bins: Sequence[Sequence[LosslessCell]]) -> list[LosslessCell]:
             budget=at_budget[0].budget,
             value=at_budget[0].value,
             p=float(np.max([cell.p for cell in at_budget])),
+            p_exact=float(np.max([cell.p_exact for cell in at_budget])),
             inactive=any(cell.inactive for cell in at_budget),
             barred=next((cell.barred for cell in at_budget if cell.barred), ""),
         )
@@ -187,7 +227,7 @@ def _rows(data: DatasetScores, cfg: Mapping[str, Any]) -> Iterator[Row]:
         by_bin = {bin_idx: _cells(data, pairs.of(data.members(bin_idx)), bin_idx, cfg) for bin_idx in gates}
         for bin_idx, methods in by_bin.items():
             gate, descents = gates[bin_idx], {m: descend(cells, alpha) for m, cells in methods.items()}
-            rows = {m: _claim(cells, descents[m], gate, cfg["delta"]) for m, cells in methods.items()}
+            rows = {m: _claim(cells, descents[m], gate, cfg["delta"], alpha) for m, cells in methods.items()}
             if bin_idx == POOLED:
                 filled = [idx for idx in data.bins if len(data.members(idx))]
                 judged = bool(filled) and all(gates[idx] == "ok" for idx in filled)
@@ -212,16 +252,21 @@ def _cells(
 ) -> dict[str, list[LosslessCell]]:
     """The cells of each method in one bin, budgets ascending; `inside` holds the bin's pairs."""
     members = data.members(bin_idx)
+    full = data.row("full")
+    limit = cfg["max_infrastructure_failures"]
+    # A failed reference that counts 0 makes every cell look better than it is.
+    weak_reference = full is not None and data.infrastructure_share(full, members) > limit
     found: dict[str, list[LosslessCell]] = {}
     for i, row in enumerate(data.compressed()):
         at = inside.paired(i)
         y, f, clusters = inside.compressed[i, at], inside.full[at], inside.clusters[at]
         difference = difference_interval(y, f, clusters, cfg["conf"])
-        failed = data.infrastructure_share(row, members) > cfg["max_infrastructure_failures"]
+        failed = weak_reference or data.infrastructure_share(row, members) > limit
         cell = LosslessCell(
             budget=data.cells[row].budget,
             value=data.cells[row].value,
             p=equivalence_tests(y - f, clusters, cfg["delta"])[0],
+            p_exact=rare_loss_p(y - f, clusters, cfg["delta"]),
             inactive=data.active_share(row, members) < cfg["min_active_share"],
             barred=data.nothing_asked(row, members) or ("unreliable" if failed else ""),
             n_pairs=len(at),
@@ -232,10 +277,11 @@ def _cells(
     return found
 
 
-def _claim(cells: Sequence[LosslessCell], descent: Descent, gate: str, delta: float) -> Row:
+def _claim(cells: Sequence[LosslessCell], descent: Descent, gate: str, delta: float, alpha: float) -> Row:
     """The columns of one method in one bin, with those of the pooled row empty."""
+    by_test = descend([replace(cell, barred="") for cell in cells], alpha, exact=False).shown
     if gate != "ok":
-        descent = Descent((), 0, "")
+        descent, by_test = Descent((), 0, ""), None
     shown, tested = descent.shown, descent.tested
     spread = tested[-1].sd_d if tested else nan
     return {
@@ -243,13 +289,17 @@ def _claim(cells: Sequence[LosslessCell], descent: Descent, gate: str, delta: fl
         "smallest_lossless": shown.budget if shown else None,
         "smallest_lossless_value": shown.value if shown else nan,
         "status": gate if gate != "ok" else _status(cells, descent),
+        "smallest_by_test": by_test.budget if by_test else None,
         "tested": [cell.value for cell in tested],
         "p": [cell.p for cell in tested],
+        "p_exact": [cell.p_exact for cell in tested],
         "stopped_by": descent.stopped_by,
         "n_pairs_min": min((float(cell.n_pairs) for cell in tested), default=nan),
         "sd_d": spread,
         "mde": tested[-1].mde if tested else nan,
-        "n_needed": examples_needed(spread, delta),
+        "n_needed": float(np.fmax(examples_needed(spread, delta), contexts_needed(delta, alpha)))
+        if tested
+        else nan,
         "all_bins": None,
         "p_holm_methods": nan,
     }

@@ -21,7 +21,7 @@ Columns beside the keys
     mde             smallest difference that a one-sided 5 % test finds with power 0.8
     gate            the bin's reference gate; a difference does not need the reference, so its test is kept
     status          "ok"; "degenerate" (every pair differs by the same: limits from two pseudo-values, p is 1 for no
-                    difference, else 0, and p_signflip is the one to read); "too_few" (one cluster: a difference alone);
+                    difference, else 0; p_adjusted takes the exact sign-flip p instead of the 0); "too_few" (one cluster: a difference alone);
                     "no_pairs"; "infeasible", "not_applicable" (one of the cells is: no difference and no test)
     inactive        compression was active in too few examples in one of the cells
     unreliable      too many requests of one of the cells timed out or failed in the engine
@@ -176,7 +176,7 @@ def _tested(
     for family in {pair.family for pair in pairs}:
         tests = [i for i, pair in enumerate(pairs) if pair.family == family]
         adjust = holm if adjustments[tests[0]] == "holm" else benjamini_hochberg
-        adjusted[tests] = adjust([rows[i]["p"] for i in tests])
+        adjusted[tests] = adjust([_judged_p(rows[i]) for i in tests])
     for i, (pair, values) in enumerate(zip(pairs, rows, strict=True)):
         a, b = data.cells[pair.a], data.cells[pair.b]
         yield values | {
@@ -189,6 +189,12 @@ def _tested(
             "inactive": states[pair.a]["inactive"] or states[pair.b]["inactive"],
             "unreliable": states[pair.a]["unreliable"] or states[pair.b]["unreliable"],
         }
+
+
+def _judged_p(values: Row) -> float:
+    """The p-value that stands among the others of a family: of equal differences the sign-flip p, not the t test's 0."""
+    p = float(values["p"])
+    return max(p, 2.0 ** (1 - int(values["n_clusters"]))) if values["status"] == "degenerate" else p
 
 
 def paired_differences(a: Array, b: Array, clusters: Indices, conf: float) -> dict[str, NDArray[Any]]:

@@ -33,6 +33,8 @@ from kv_transition.eval.failure_taxonomy import INFRASTRUCTURE, LABELS
 if TYPE_CHECKING:
     import pandas as pd
 
+#: Largest bin index and prompt length: the tables hold them as 32-bit numbers.
+LARGEST_WHOLE = 2**31 - 1
 #: Columns of a table as lists of plain values.
 Values = dict[str, list[Any]]
 
@@ -171,7 +173,7 @@ def _within(low: float, high: float) -> Callable[[object], float]:
 def _whole(low: int) -> Callable[[object], int]:
     def parse(value: object) -> int:
         number = _number(value)
-        if number < low or not number.is_integer():
+        if not low <= number <= LARGEST_WHOLE or not number.is_integer():
             raise ValueError
         return int(number)
 

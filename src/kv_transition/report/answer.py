@@ -22,6 +22,7 @@ from kv_transition.report.wording import (
     length_sentence,
     looked_at,
     percent,
+    range_words,
 )
 
 #: Up to this many tasks the answer names each of them; beyond it counts.
@@ -42,14 +43,31 @@ def answer(study: Study) -> str:
         parts = [answer_over_tasks(pooled, tau), heading, overview_table(study, tau)] if pooled else []
     curves = sum(len(study.curves(task, tau)) for task in study.tasks)
     over = macro_words(study)
-    return "\n\n".join([opening(study), *parts, *([over] if over else []), looked_at(curves, study.conf)])
+    text = "\n\n".join([opening(study), *parts, *([over] if over else [])])
+    legend = " ".join([looked_at(curves, study.conf), *_legend(study, text)])
+    return f"{text}\n\n{legend}"
+
+
+def _legend(study: Study, text: str) -> list[str]:
+    """What the marks and terms of the answer mean, those that it uses."""
+    words = {
+        "°": f"°: fewer than {percent(study.min_active_share)} of the prompts were longer than that budget, so little was "
+        "compressed.",
+        "†": f"†: more than {percent(study.max_failures)} of the requests of a cell failed.",
+        "‡": "‡: a tested budget has no answers there.",
+        f"loses less than {study.delta:g}": f"Loses less than {study.delta:g}: an absolute difference of scores; each claim is for one "
+        "method and task, its p-value over all methods stands in the task's section.",
+        "MDE": "MDE: the smallest loss that a sample of this size would find four times out of five.",
+        "exponent of prompt length": "Exponent of prompt length: by how many doublings the needed budget moves when prompts "
+        "double; 0 is a fixed number of tokens, 1 a fixed share of the prompt; what the interval holds fits, and is not proved.",
+    }
+    return [said for sign, said in words.items() if sign in text]
 
 
 def opening(study: Study) -> str:
     """What was tested, in one sentence."""
     budgets = [budget_tick(budget) for budget in study.budgets]
-    shares = any(isinstance(budget, float) for budget in study.budgets)
-    unit = "of the prompt" if shares else "tokens"
+    each = "each " if len(study.methods) > 1 else ""
     spread = (
         f"{len(budgets)} budgets from {budgets[0]} to {budgets[-1]}" if len(budgets) > 1 else "a budget of "
     )
@@ -67,7 +85,7 @@ def opening(study: Study) -> str:
     named = f"{len(methods)} methods" if len(methods) > 5 else join(methods)
     return (
         f"**{name_text(study.settings['model']['name'])}** answered {number:,} prompts{lengths} ({tasks}) with its full cache "
-        f"and with {named}, each at {spread} {unit}."
+        f"and with {named}, {each}at {spread} {study.budget_unit}."
     )
 
 
@@ -116,17 +134,16 @@ def _open(study: Study, task: str, tau: float) -> str:
     """What the sample leaves open: intervals without an end, and losses it could not have seen."""
     ok = [curve for curve in study.curves(task, tau) if curve.ok]
     ends = sum(read_estimate(curve.upper).side == "right" for curve in ok)
-    losses = study.pooled(study.ratios(task))["mde"].dropna()
+    losses = study.pooled(study.sized(task))["mde"]
     parts = []
     if ends:
-        parts.append(f"{ends} of {len(ok)} intervals have no upper limit among the tested budgets")
+        have = "has" if ends == 1 else "have"
+        parts.append(f"{ends} of {len(ok)} intervals {have} no upper limit among the tested budgets")
     if len(losses):
-        low, high = f"{losses.min():.2f}", f"{losses.max():.2f}"
-        size = low if low == high else f"{low} to {high}"
-        parts.append(
-            f"a true loss under {size} (it depends on the cell) would often not be seen, all lengths together"
-        )
-    return f"Not shown: {join(parts)}." if parts else ""
+        size = range_words(losses.min(), losses.max())
+        cell = " (it depends on the cell)" if " to " in size else ""
+        parts.append(f"a true loss under {size}{cell} would often not be seen, all lengths together")
+    return f"Not shown: {'; '.join(parts)}." if parts else ""
 
 
 def _named(curve: Curve) -> Curve:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kv_transition.report.markdown import name_text, table
 from kv_transition.report.study import Claim, Study
-from kv_transition.report.wording import estimate_symbol, status_words
+from kv_transition.report.wording import estimate_symbol, size_words, status_words
 
 
 def claim_words(claim: Claim | None) -> str:
@@ -14,7 +14,12 @@ def claim_words(claim: Claim | None) -> str:
     if claim.status == "ok" and claim.budget is not None:
         return estimate_symbol(claim.budget)
     if claim.status == "not_demonstrated":
-        return "not demonstrated" if claim.mde is None else f"not demonstrated (MDE {claim.mde:.2f})"
+        if claim.loss is not None and claim.failed_at is not None:
+            low, high = (f"{limit:.2f}" for limit in claim.loss)
+            return f"no: loses {low} to {high} at {estimate_symbol(claim.failed_at)}"
+        if claim.unreliable:
+            return "not tested: too many requests failed"
+        return "not demonstrated" if claim.mde is None else f"not demonstrated (MDE {size_words(claim.mde)})"
     if claim.status == "not_tested":
         return "not tested: little was compressed"
     return f"not tested: {status_words(claim.status)}"
@@ -34,7 +39,7 @@ def lossless_table(study: Study, task: str) -> str:
                 claim_words(claim),
                 over,
                 "–" if claim.every_length is None else estimate_symbol(claim.every_length),
-                "–" if claim.n_needed is None or claim.status == "ok" else f"{claim.n_needed:,}",
+                _examples(claim),
             ]
         )
     header = [
@@ -45,6 +50,14 @@ def lossless_table(study: Study, task: str) -> str:
         "examples it takes",
     ]
     return table(header, rows)
+
+
+def _examples(claim: Claim) -> str:
+    """How many examples could show what was not shown; none could where the loss is sure, or where there were enough."""
+    if claim.n_needed is None or claim.status != "not_demonstrated" or claim.loss is not None:
+        return "–"
+    enough = claim.n is not None and claim.n_needed <= claim.n
+    return f"not more than the {claim.n:,}" if enough else f"{claim.n_needed:,}"
 
 
 def p_words(p: float) -> str:

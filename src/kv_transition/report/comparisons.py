@@ -10,7 +10,7 @@ from kv_transition.analysis.figures.canvas import budget_tick
 from kv_transition.budgets import budget_from_label
 from kv_transition.report.markdown import name_text, table
 from kv_transition.report.study import Study
-from kv_transition.report.wording import join
+from kv_transition.report.wording import range_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,15 +68,11 @@ def _cell(shown: Shown | None, same: bool) -> str:
         return ""
     if shown is None:
         return "–"
-    return f"{', '.join(_ticks(shown.budgets))} (by {_span(shown.smallest, shown.largest)})"
+    return f"{', '.join(_ticks(shown.budgets))} (by {range_words(shown.smallest, shown.largest)})"
 
 
 def _ticks(labels: tuple[str, ...]) -> list[str]:
     return [label if (one := budget_from_label(label)) is None else budget_tick(one) for label in labels]
-
-
-def _span(low: float, high: float) -> str:
-    return f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
 
 
 def comparison_words(study: Study, task: str) -> str:
@@ -97,12 +93,19 @@ def comparison_words(study: Study, task: str) -> str:
     if ahead:
         others = "the other method" if len(methods) == 2 else "each of the other methods"
         return (
-            f"{name_text(ahead[0])} scores higher than {others} at some budget and lower at none, all lengths together "
-            f"({correction})."
+            f"{name_text(ahead[0])} is shown to score higher than {others} at one budget or more, and lower at none, all "
+            f"lengths together ({correction})."
         )
     if shown:
-        return f"No method scores higher than all others ({correction}; the table of task {name_text(task)} has the pairs)."
-    return f"No difference between methods could be shown ({correction}), which does not make them equal."
+        return (
+            f"No method is shown to score higher than all others ({correction}; the table of task {name_text(task)} has the "
+            "pairs)."
+        )
+    seen = unseen(study, task)
+    size = f": one under {seen} (it depends on the cells) would often not be seen" if seen else ""
+    return (
+        f"No difference between methods could be shown ({correction}), which does not make them equal{size}."
+    )
 
 
 def steps_table(study: Study, task: str) -> str:
@@ -119,8 +122,11 @@ def steps_table(study: Study, task: str) -> str:
         )
         tested = int((rows["method_a"] == method).sum())
         if tested:
-            out.append([name_text(method), "; ".join(falls) or "–", "; ".join(rises) or "–", str(tested)])
-    header = ["method", "the score falls from one budget to the next smaller", "rises", "steps tested"]
+            sizes = rows.loc[(rows["method_a"] == method) & (rows["status"] == "ok"), "mde"].dropna()
+            seen = range_words(float(sizes.min()), float(sizes.max())) if len(sizes) else "–"
+            falls, rises = falls or ["none shown"], rises or ["none shown"]
+            out.append([name_text(method), "; ".join(falls), "; ".join(rises), str(tested), seen])
+    header = ["method", "the score falls from one budget to the next smaller", "rises", "steps tested", "MDE"]
     return table(header, out, 3)
 
 
@@ -131,5 +137,6 @@ def _step(row: pd.Series) -> str:
 
 def unseen(study: Study, task: str) -> str:
     """The smallest difference between two methods that the sample would find, for a sentence; empty without any."""
-    values = study.comparisons(task, "method")["mde"].dropna()
-    return f"{join([_span(float(values.min()), float(values.max()))])}" if len(values) else ""
+    rows = study.comparisons(task, "method")
+    values = rows.loc[rows["status"] == "ok", "mde"].dropna()
+    return range_words(float(values.min()), float(values.max())) if len(values) else ""

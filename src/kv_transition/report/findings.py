@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from kv_transition.analysis.figures.canvas import budget_tick, finite
 from kv_transition.analysis.figures.cells import POOLED, truncated_bins
 from kv_transition.analysis.figures.labels import read_estimate
@@ -13,12 +11,9 @@ from kv_transition.report.study import Study
 from kv_transition.report.wording import (
     join,
     percent,
+    range_words,
     status_words,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 #: Share of contexts in more than one bin above which the report says it.
 MAX_STRADDLING = 0.05
@@ -53,7 +48,7 @@ def read_first(study: Study) -> list[str]:
         shortened = study.shortened(task)
         if shortened:
             notes.append(
-                f"On {name_text(task)}, {shortened} of the prompts were longer than the limit and lost their middle, before "
+                f"On {name_text(task)}, {shortened} prompts were longer than the limit and lost their middle, before "
                 "anything was evicted."
             )
         notes += _bins_words(study, task)
@@ -167,13 +162,13 @@ def not_shown(study: Study) -> list[str]:
         open_ends = sum(read_estimate(curve.upper).side == "right" for curve in ok)
         if open_ends:
             out.append(
-                f"{name_text(task)}: {open_ends} of {len(ok)} intervals have no upper limit among the tested budgets. "
+                f"{name_text(task)}: {open_ends} of {len(ok)} intervals {_have(open_ends)} no upper limit among the tested budgets. "
                 "More examples per bin, or larger budgets, would be needed to give one."
             )
         low_ends = sum(read_estimate(curve.lower).side == "left" for curve in ok)
         if low_ends:
             out.append(
-                f"{name_text(task)}: {low_ends} of {len(ok)} intervals have no lower limit among the tested budgets."
+                f"{name_text(task)}: {low_ends} of {len(ok)} intervals {_have(low_ends)} no lower limit among the tested budgets."
             )
         out.extend(_differences(study, task))
     return out
@@ -181,15 +176,14 @@ def not_shown(study: Study) -> list[str]:
 
 def _differences(study: Study, task: str) -> list[str]:
     """The smallest difference to the full cache that the sample would find, pooled and in single bins."""
-    rows = study.ratios(task)
-    rows = rows[rows["mde"].notna()]
+    rows = study.sized(task)
     pooled = study.pooled(rows)["mde"]
-    single = rows[rows["bin_idx"] != POOLED]["mde"]
+    single = rows[rows["bin_idx"] != POOLED]["mde"] if len(study.bins(task)) > 1 else rows["mde"][:0]
     parts = []
     if len(pooled):
-        parts.append(f"{_range(pooled)} with all lengths together")
+        parts.append(f"{range_words(pooled.min(), pooled.max())} with all lengths together")
     if len(single):
-        parts.append(f"{_range(single)} in single length bins")
+        parts.append(f"{range_words(single.min(), single.max())} in single length bins")
     if not parts:
         return []
     return [
@@ -198,9 +192,8 @@ def _differences(study: Study, task: str) -> list[str]:
     ]
 
 
-def _range(values: pd.Series) -> str:
-    low, high = f"{values.min():.2f}", f"{values.max():.2f}"
-    return low if low == high else f"{low} to {high}"
+def _have(count: int) -> str:
+    return "has" if count == 1 else "have"
 
 
 def protocol_words(protocol: str) -> str:
@@ -220,7 +213,7 @@ def tested(study: Study) -> list[tuple[str, str]]:
     """What was run, in a few lines."""
     settings = study.settings
     budgets = join([budget_tick(budget) for budget in study.budgets])
-    unit = "of the prompt" if any(isinstance(budget, float) for budget in study.budgets) else "tokens"
+    unit = study.budget_unit
     sizes = []
     for task in study.tasks:
         full = study.reference(task, "full")

@@ -29,7 +29,12 @@ FLAG_WORDS = {
     "alpha1_at_bound": "the exponent lies at the end of what was searched",
     "interval_at_bound": "the interval reaches the end of what was searched",
     "interval_degenerate": "resampling cannot move it",
+    "rests_on_inactive_budgets": "the loss ends where the prompts fit into the budget, which is no law of the method",
 }
+
+
+#: Flags that take the limits of the exponent away.
+WITHOUT_LIMITS = frozenset({"rests_on_inactive_budgets", "midpoint_interval_at_bound", "interval_degenerate"})
 
 
 @dataclass(frozen=True)
@@ -62,17 +67,21 @@ class LengthLaw:
 
     def brief(self) -> str:
         """The exponent with what it says in a word or two, for the table of the first screen."""
-        words = {"relative": "a share of the prompt", "absolute": "a number of tokens"}.get(self.label)
-        if self.label == "not_distinguishable":
-            words = "open"
-        elif words is None:
+        words = {
+            "relative": "a fixed share fits",
+            "absolute": "a fixed number fits",
+            "not_distinguishable": "both fit",
+        }.get(self.label)
+        if words is None:
             words = "more than a share" if self.low > 1 else "in between" if self.low > 0 else "falls"
-        return f"{self.number}: {words}"
+        return f"{self.number}, {words}"
 
     def reading(self) -> str:
         """What the interval says and no more, as the end of "the budget that is needed ..."."""
         if not self.ok:
-            return f"could not be determined: {status_words(self.status)}" if self.status != "ok" else "–"
+            reasons = [status_words(self.status)] if self.status != "ok" else []
+            reasons += [FLAG_WORDS[flag] for flag in self.flags if flag in WITHOUT_LIMITS]
+            return f"could not be determined: {'; '.join(reasons)}" if reasons else "could not be determined"
         if self.label == "relative":
             return "grows, and in proportion to the prompt is possible"
         if self.label == "absolute":

@@ -26,8 +26,7 @@ def macro_table(study: Study, value: str = "mean") -> str:
         return ""
     low, high = ("lo", "hi") if value == "mean" else ("R_lo", "R_hi")
     cells = {
-        (row["method"], row["budget"]): with_interval(row[value], row[low], row[high])
-        + ("†" if row["unreliable"] else "")
+        (row["method"], row["budget"]): with_interval(row[value], row[low], row[high]) + _marks(study, row)
         for _, row in rows.iterrows()
     }
     labels = sorted(
@@ -65,17 +64,26 @@ def macro_words(study: Study) -> str:
         if own.empty:
             continue
         ends = [own.iloc[0], own.iloc[-1]] if len(own) > 1 else [own.iloc[0]]
-        said = [f"{_share(row)} at {_tick(row['budget'])}" for row in ends]
+        said = [f"{_share(row)} at {_tick(row['budget'])}{_marks(study, row)}" for row in ends]
         clauses.append(f"{name_text(method)} {join(said)}")
     tasks = int(cells["n_tasks"].max())
-    return f"Of the full cache's mean over {tasks} tasks is kept: {'; '.join(clauses)}."
+    return (
+        f"How much of the full cache's mean score over {tasks} tasks is kept, at the ends of the tested budgets: "
+        f"{'; '.join(clauses)}."
+    )
+
+
+def _marks(study: Study, row: pd.Series) -> str:
+    """° where most prompts were not longer than the budget, † where too many requests failed."""
+    inactive = finite(row["active_frac"]) and float(row["active_frac"]) < study.min_active_share
+    return ("°" if inactive else "") + ("†" if row["unreliable"] else "")
 
 
 def _share(row: pd.Series) -> str:
     shown = percent(round(float(row["R"]), 3))
     if finite(row["R_lo"]) and finite(row["R_hi"]):
         return f"{shown} [{percent(round(float(row['R_lo']), 3))}, {percent(round(float(row['R_hi']), 3))}]"
-    return shown
+    return f"{shown} (no interval)"
 
 
 def _tick(label: str) -> str:

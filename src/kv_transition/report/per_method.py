@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from kv_transition.analysis.figures.cells import POOLED
 from kv_transition.report.claims import claim_words
 from kv_transition.report.length_law import length_laws
 from kv_transition.report.markdown import name_text, table
@@ -19,12 +18,13 @@ def method_summary(study: Study, method: str) -> str:
             rows.append([name_text(task), *["not applicable"] * 3, "–", "–"])
             continue
         bins = [one for one in study.bins(task) if one.n]
+        bins = bins if len(bins) > 1 else []
         curves = {curve.bin_idx: curve for curve in study.curves(task, tau) if curve.method == method}
         pooled = next((c for c in study.pooled_curves(task, tau) if c.method == method), None)
         law = next((one for one in length_laws(study, task) if one.method == method), None)
         ends = [curves.get(bins[index].bin_idx) for index in (0, -1)] if bins else [None, None]
         cells = ["–" if curve is None else curve.cell() for curve in [*ends, pooled]]
-        if bins and bins[0].bin_idx != POOLED:
+        if bins:
             cells[:2] = [
                 f"{cell} ({bins[index].lengths})" for index, cell in zip((0, -1), cells, strict=False)
             ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,10 @@ class Claim:
     status : "ok", "not_demonstrated", "not_tested", or why the task cannot be judged.
     budget, every_length : the smallest budget shown with all lengths together, and in every length bin; None without one.
     mde : the smallest loss that the last test would have found with power 0.8.
-    n_needed : examples with which the spread seen here would show it.
+    n_needed : examples with which the spread seen here would show it of a budget without any loss; n : those there were.
+    failed_at, loss : the budget at which the last test failed and the limits of the loss there, where these lie beyond delta
+        as a whole; None elsewhere.
+    unreliable : no budget was tested, because too many requests failed at the largest.
     p_over_methods : p-value of the claim after Holm's correction over the task's methods.
     """
 
@@ -45,6 +48,10 @@ class Claim:
     mde: float | None = None
     n_needed: int | None = None
     p_over_methods: float | None = None
+    n: int | None = None
+    failed_at: str | None = None
+    loss: tuple[float, float] | None = None
+    unreliable: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,15 @@ class Study:
         return sorted_budgets(list(self.bin_stats["budget"].unique()))
 
     @property
+    def budget_unit(self) -> str:
+        """What follows a budget: "tokens", or of what it is a share, which only the source of published results knows."""
+        if not any(isinstance(budget, float) for budget in self.budgets):
+            return "tokens"
+        return (
+            "as the source counts it" if self.settings["engine"]["kind"] == "published" else "of the prompt"
+        )
+
+    @property
     def text_methods(self) -> list[str]:
         """Methods with results that shortened the text instead of a cache."""
         published = self.settings["engine"]["kind"] == "published"
@@ -158,12 +174,24 @@ class Study:
         """The rows of `retention` of a task under a policy (the leading one)."""
         return _of(self.retention, task, policy or self.policy)
 
+    def sized(self, task: str) -> pd.DataFrame:
+        """The rows of `retention` whose smallest loss that would be found means something.
+
+        Not those without compression or with failures, under a gate, or without any spread.
+        """
+        rows = self.ratios(task)
+        inactive = rows["active_frac"].astype(float) < self.min_active_share
+        usable = (rows["status"] == "ok") & ~inactive & ~rows["unreliable"].astype(bool)
+        return rows[usable & rows["mde"].notna()]
+
     def curves(self, task: str, tau: float, policy: str | None = None) -> list[Curve]:
         """The transition rows of a task at one tau, by method and bin; none of a method that is not applicable."""
         rows = _of(self.transition, task, policy or self.policy)
         rows = rows[(rows["tau"] - tau).abs() < 1e-9]
         order = {method: rank for rank, method in enumerate(self.methods)}
         rows = rows[rows["status"] != "not_applicable"]
+        if POOLED in set(rows["bin_idx"]) and len(self.bins(task)) == 1:
+            rows = rows[rows["bin_idx"] == POOLED]  # the only bin is all lengths: one curve, not two
         curves = [_curve(row) for _, row in rows.iterrows()]
         return sorted(curves, key=lambda curve: (order.get(curve.method, len(order)), curve.bin_idx))
 
@@ -183,7 +211,11 @@ class Study:
         """From which budget on a method is shown to lose less than delta, all lengths pooled; None without a row."""
         rows = self.pooled(_of(self.lossless, task, policy or self.policy))
         rows = rows[rows["method"] == method]
-        return _claim(rows.iloc[0]) if len(rows) else None
+        if rows.empty:
+            return None
+        found = _claim(rows.iloc[0])
+        cells = self.pooled(self.ratios(task, policy))
+        return _with_loss(found, rows.iloc[0], cells[cells["method"] == method])
 
     def models(self, task: str) -> pd.DataFrame:
         """The terms of the fitted models of a task under the leading policy."""
@@ -241,7 +273,24 @@ def _claim(row: pd.Series) -> Claim:
         mde=number("mde"),
         n_needed=None if needed is None else int(needed),
         p_over_methods=number("p_holm_methods"),
+        unreliable=row["stopped_by"] == "unreliable" and not len(row["tested"]),
+        n=int(row["n_pairs_min"]) if finite(row["n_pairs_min"]) else None,
     )
+
+
+def _with_loss(claim: Claim, row: pd.Series, cells: pd.DataFrame) -> Claim:
+    """The claim, with the loss where the last tested budget loses more than delta for sure."""
+    if claim.status != "not_demonstrated" or row["tested"] is None or not len(row["tested"]):
+        return claim
+    last = cells[cells["budget_value"] == float(row["tested"][-1])]
+    if (
+        last.empty
+        or not finite(last.iloc[0]["diff_hi"])
+        or -float(last.iloc[0]["diff_hi"]) <= float(row["delta"])
+    ):
+        return claim
+    loss = -float(last.iloc[0]["diff_hi"]), -float(last.iloc[0]["diff_lo"])
+    return replace(claim, failed_at=str(last.iloc[0]["budget"]), loss=loss)
 
 
 def read_study(

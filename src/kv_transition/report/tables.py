@@ -59,7 +59,9 @@ def transition_table(study: Study, task: str, tau: float) -> str:
     curves = {(curve.method, curve.bin_idx): curve for curve in study.curves(task, tau)}
     columns = [(POOLED, "all lengths")] if any(key[1] == POOLED for key in curves) else []
     columns += [
-        (one.bin_idx, f"{one.lengths}, {one.size}") for one in bins if one.bin_idx != POOLED and one.n
+        (one.bin_idx, f"{one.lengths}, {one.size}")
+        for one in bins
+        if one.bin_idx != POOLED and one.n and any(key[1] == one.bin_idx for key in curves)
     ]
     rows = []
     for method in study.methods:

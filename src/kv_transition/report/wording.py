@@ -40,6 +40,17 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g}%"
 
 
+def size_words(size: float) -> str:
+    """The size of a difference of scores; a small one keeps a digit: 0.123 -> "0.12", 0.0042 -> "0.004"."""
+    return f"{size:.2f}" if size >= 0.01 else f"{size:.1g}"
+
+
+def range_words(low: float, high: float) -> str:
+    """From one size to another: "0.02 to 0.10", or one number where they are shown alike."""
+    first, last = size_words(low), size_words(high)
+    return first if first == last else f"{first} to {last}"
+
+
 def budget_words(budget: Budget) -> str:
     """A budget with its unit."""
     return f"{percent(budget)} of the prompt" if isinstance(budget, float) else f"{budget} tokens"
@@ -151,6 +162,8 @@ def answer_on_task(task: str, curves: Sequence[Curve], tau: float) -> str:
     if known:
         budgets = join([curve.clause() for curve in known])
         parts.append(f"On {task}, keeping at least {percent(tau)} of the full-cache score takes {budgets}.")
+    elif len({curve.status for curve in curves}) == 1:
+        return f"On {task}, no transition budget could be determined: {status_words(curves[0].status)}."
     else:
         parts.append(f"On {task}, no transition budget could be determined.")
     for status in sorted({curve.status for curve in curves if not curve.ok}):
@@ -211,7 +224,7 @@ def length_sentence(pairs: Mapping[str, tuple[Curve, Curve]], short: str, long: 
     """
     grows, falls, open_ = [], [], []
     for method, (first, last) in pairs.items():
-        change = f"{method} ({_short(first.point)} → {_short(last.point)})"
+        change = f"{method} ({_short(first)} → {_short(last)})"
         if read_estimate(first.upper).rank < _least(last.lower):
             grows.append(change)
         elif read_estimate(last.upper).rank < _least(first.lower):
@@ -233,10 +246,11 @@ def length_sentence(pairs: Mapping[str, tuple[Curve, Curve]], short: str, long: 
     return " ".join(parts)
 
 
-def _short(label: str) -> str:
-    """A transition budget in words, its unit left out."""
-    estimate = read_estimate(label)
-    return {"none": "", "left": "at or below ", "right": "above "}[estimate.side] + _plain(estimate.budget)
+def _short(curve: Curve) -> str:
+    """A transition budget in words, its unit left out, marked where little was compressed."""
+    estimate = read_estimate(curve.point)
+    prefix = {"none": "", "left": "at or below ", "right": "above "}[estimate.side]
+    return prefix + _plain(estimate.budget) + ("°" if curve.point_inactive else "")
 
 
 def _least(label: str) -> float:

@@ -201,9 +201,11 @@ def _compute(
     provenance = engine.provenance()
     started = reported = time.monotonic()
     failures = 0
+    # Without their contexts two examples may ask the same.
+    answered = set(known)
     for done, example in enumerate(lacking, 1):
         rows: list[dict[str, Any]] = []
-        for prompt, group in _by_prompt(example, known):
+        for prompt, group in _by_prompt(example, answered):
             results = engine.sweep(prompt, [request.cell for request in group], decoding, example.example_id)
             rows += [
                 journal_row(request, result, provenance)
@@ -211,6 +213,7 @@ def _compute(
             ]
         failures += sum(row["result"]["failure"] is not None for row in rows)
         journal.append(rows)
+        answered |= {row["key"] for row in rows}
         yield from rows
         now = time.monotonic()
         if now - reported > PROGRESS_EVERY_S or done == len(lacking):

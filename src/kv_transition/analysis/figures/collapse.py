@@ -35,6 +35,7 @@ from kv_transition.analysis.figures.cells import (
     rows_of,
     truncated_bins,
 )
+from kv_transition.analysis.figures.labels import looked_at, short_status
 from kv_transition.analysis.figures.length_law import COLUMNS as LAW_COLUMNS
 from kv_transition.analysis.figures.length_law import LengthLaw, read_length_law
 from kv_transition.analysis.figures.palette import INK, MUTED, method_styles
@@ -143,7 +144,7 @@ def _left_out(
         gated = rows_of(retention, task, context, "retention")
         gated = gated[gated["gate"] != "ok"]
         reasons |= {
-            int(idx): str(gate).replace("_", " ")
+            int(idx): short_status(str(gate))
             for idx, gate in zip(gated["bin_idx"], gated["gate"], strict=True)
         }
     return {one.bin_idx: reasons[one.bin_idx] for one in bins if one.bin_idx in reasons}
@@ -292,7 +293,7 @@ def _caption(
         "(α₁ = 1).",
         f"α₁ with its {context.conf:.0%} bootstrap interval (clusters resampled within bins) is the exponent of the transition "
         "budget in the prompt length; rss is the collapse model's residual sum of squares with α₁ held and free. Points are "
-        f"means without an interval; each interval of α₁ holds {context.conf:.0%} on its own; {len(laws)} were looked at.",
+        f"means without an interval; each interval of α₁ holds {context.conf:.0%} on its own; {looked_at(len(laws))}.",
         "Hollow markers are no evidence about the budget: fewer than "
         f"{context.min_active_share:.0%} of the prompts were longer than it, or more than {context.max_failures:.0%} of "
         "the requests failed.",

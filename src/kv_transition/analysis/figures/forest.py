@@ -28,6 +28,7 @@ from kv_transition.analysis.figures.cells import (
     nothing_asked_words,
     rows_of,
 )
+from kv_transition.analysis.figures.labels import short_status
 from kv_transition.analysis.figures.palette import BAND, INK, MUTED, RULE, Style, in_order, method_styles
 from kv_transition.budgets import budget_from_label
 from kv_transition.errors import UserError
@@ -202,7 +203,7 @@ def _draw(axes: Axes, row: pd.Series, place: int, style: Style, limits: tuple[fl
     """One cell: its difference and interval, and its numbers in the margin."""
     known = row["status"] in ESTIMATED and finite(row["diff"])
     if not known:
-        words = str(row["status"]).replace("_", " ")
+        words = short_status(str(row["status"]))
         axes.text(
             sum(limits) / 2, place, words, fontsize=7.5, color=MUTED, ha="center", va="center_baseline",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
@@ -245,13 +246,13 @@ def _caption(task: str, rows: pd.DataFrame, ratios: pd.DataFrame, context: Figur
         f"Paired differences on {task}, compressed minus full cache on the same examples, all prompt lengths together, sorted "
         "from the greatest loss.",
         f"Bars are {context.conf:.0%} paired t intervals. Each interval holds {context.conf:.0%} on its own; "
-        f"{len(rows)} cells are shown. The p-values are two-sided and adjusted over all of them (Holm).",
+        f"{'1 cell is' if len(rows) == 1 else f'{len(rows)} cells are'} shown. The p-values are two-sided and adjusted over all of them (Holm).",
         "MDE: the smallest loss that a one-sided 5% test would have found with power 0.8; a difference that is not significant is "
         "no evidence of a loss smaller than this.",
     ]
     if finite(delta):
         parts.append(f"Shaded: within {delta:g} of the full cache, the limits of lossless.")
-    gates = sorted({str(gate).replace("_", " ") for gate in rows["gate"] if isinstance(gate, str)} - {"ok"})
+    gates = sorted({short_status(str(gate)) for gate in rows["gate"] if isinstance(gate, str)} - {"ok"})
     if gates:
         parts.append(f"No retention may be read off these differences: {', '.join(gates)}.")
     if (rows["status"] == "degenerate").any():

@@ -8,6 +8,29 @@ from typing import Literal
 
 from kv_transition.budgets import Budget, parse_budget
 
+#: Statuses that are no words, in as few as a panel has room for.
+SHORT_STATUS = {
+    "too_few": "under 10 examples",
+    "no_reference": "full cache not run",
+    "reference_too_weak": "full cache scores too low",
+    "undefined_full_zero": "full cache scores 0",
+    "too_few_bins": "too few length bins",
+    "no_transition_detected": "no fall detected",
+    "length_not_in_tokens": "lengths not in tokens",
+    "no_pairs": "no example answered both ways",
+}
+
+
+def short_status(status: str) -> str:
+    """A status of the tables in a few words, for a panel."""
+    return SHORT_STATUS.get(status, status.replace("_", " "))
+
+
+def looked_at(count: int) -> str:
+    """ "1 was looked at", "5 were looked at"."""
+    return f"{count} {'was' if count == 1 else 'were'} looked at"
+
+
 Side = Literal["none", "left", "right"]
 
 

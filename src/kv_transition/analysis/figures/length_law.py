@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kv_transition.analysis.figures.canvas import FigureContext, finite
+from kv_transition.analysis.figures.labels import short_status
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +57,7 @@ class LengthLaw:
     def words(self) -> str:
         """The exponent with its interval, or the reason why there is none."""
         if not self.known:
-            return f"no α₁: {self.status.replace('_', ' ')}"
+            return f"no α₁: {short_status(self.status)}"
         limits = ", no interval" if self.lo is None or self.hi is None else f" [{self.lo:.2f}, {self.hi:.2f}]"
         numbers = f"{self.alpha1:.2f}{limits}".replace("-", "\N{MINUS SIGN}")
         return f"α₁ = {numbers}{' (at a bound)' if self.at_bound else ''}"

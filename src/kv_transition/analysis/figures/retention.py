@@ -38,6 +38,7 @@ from kv_transition.analysis.figures.cells import (
     nothing_asked_words,
     rows_of,
 )
+from kv_transition.analysis.figures.labels import short_status
 from kv_transition.analysis.figures.palette import BAND, INK, MUTED, Style, in_order, method_styles
 from kv_transition.budgets import Budget, budget_from_label
 
@@ -100,6 +101,10 @@ def plot_retention_vs_budget(
             if index + columns >= len(bins):
                 axes.set_xlabel(budget_axis_title(budgets))
             ends = _draw_methods(axes, cells, styles, budgets, top)
+            if not ends:
+                axes.text(
+                    0.5, 0.4, "no retention", transform=axes.transAxes, fontsize=7.5, color=MUTED, ha="center"
+                )  # fmt: skip
             name_line_ends(axes, ends[::-1], PANEL_WIDTH, height)
         save_figure(figure, _numbers(rows).assign(protocol=context.protocol), out_stem, context.dpi)
     return _caption(task, bins, rows, taus, context, bands=len(styles) <= MAX_BANDS)
@@ -161,7 +166,7 @@ def _marked(
 
 def _titles(length_bin: LengthBin, cells: pd.DataFrame) -> tuple[str, str]:
     """Lengths, and below them the number of pairs and why the bin has no limits where it has none."""
-    gates = sorted({str(gate).replace("_", " ") for gate in cells["gate"]} - {"ok"})
+    gates = sorted({short_status(str(gate)) for gate in cells["gate"]} - {"ok"})
     closed = f" · no intervals: {', '.join(gates)}" if gates else ""
     # A bin without a pair has its lengths all the same where it has examples.
     return replace(length_bin, n=max(length_bin.n, 1)).lengths, f"{length_bin.size}{closed}"

@@ -31,7 +31,7 @@ from kv_transition.analysis.figures.cells import (
     rows_of,
     truncated_bins,
 )
-from kv_transition.analysis.figures.labels import Estimate, read_estimate
+from kv_transition.analysis.figures.labels import Estimate, looked_at, read_estimate, short_status
 from kv_transition.analysis.figures.length_law import COLUMNS as LAW_COLUMNS
 from kv_transition.analysis.figures.length_law import LengthLaw, read_length_law
 from kv_transition.analysis.figures.palette import BAND, MUTED, RULE, Style, method_styles
@@ -224,7 +224,7 @@ def _draw(axes: Axes, row: pd.Series, style: Style, scale: _Scale) -> None:
         return
     x = math.log2(float(row["token_len_median"]))
     if row["status"] != "ok":
-        words = str(row["status"]).replace("_", " ")
+        words = short_status(str(row["status"]))
         middle = (scale.low + scale.above) / 2
         axes.text(x, middle, words, rotation=90, fontsize=6.5, color=MUTED, ha="center", va="center")
         return
@@ -303,7 +303,7 @@ def _law_caption(laws: dict[str, LengthLaw], context: FigureContext) -> list[str
     return [
         f"α₁ is the exponent of the transition budget in the prompt length, with its {context.conf:.0%} bootstrap interval: 0 is "
         "the same budget, 1 the same share of the prompt, at every length. It comes from the collapse model of all scores, not "
-        f"from a line through these points; each interval holds {context.conf:.0%} on its own, {len(laws)} were looked at."
+        f"from a line through these points; each interval holds {context.conf:.0%} on its own, {looked_at(len(laws))}."
     ]
 
 

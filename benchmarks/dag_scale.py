@@ -1,0 +1,195 @@
+"""What this workflow's dry run and null rerun cost beside a bare Snakemake workflow with the same jobs and files.
+
+    python benchmarks/dag_scale.py                          20 tasks x 6 methods x 8 budgets x 50 shards: about 20 minutes
+    python benchmarks/dag_scale.py --tasks 4 --shards 10    about two minutes
+
+The bare workflow is written from the dry run of ours: the same rules, inputs and outputs, `touch` as their work, and neither
+parameters, logs, configuration nor profile. The files of both are empty; `snakemake --touch` records them as made. CPU seconds
+count, of both in turn, because other work on the machine costs them less than it costs wall time. Ends with 1 if the bar is
+missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("Snakefile", "rules", "scripts", "config", "profiles", "envs", "resources", "src")
+METHODS = ["snapkv", "observed_attention", "tova", "streaming_llm", "knorm", "random"]
+TARGET = "results/report.md"
+BAR = 1.2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--tasks", type=int, default=20)
+    options.add_argument("--methods", type=int, default=6, choices=range(1, len(METHODS) + 1))
+    options.add_argument("--budgets", type=int, default=8)
+    options.add_argument("--shards", type=int, default=50)
+    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--no-bar", action="store_true", help="end with 0 whatever was measured")
+    return options
+
+
+def main() -> int:
+    """Measure and print."""
+    given = parser().parse_args()
+    with tempfile.TemporaryDirectory(prefix="dag_scale_") as folder:
+        ours, bare = Path(folder, "ours"), Path(folder, "bare")
+        set_up_ours(ours, given)
+        listed = call(ours, "-n").stdout
+        write_bare(bare, jobs_of(listed))
+        stats = [job_counts(text) for text in (listed, call(bare, "-n").stdout)]
+        if stats[0] != stats[1]:
+            raise SystemExit(f"not the same jobs: {stats}")
+        dry = in_turn([ours, bare], ["-n"], given.repeats)
+        print(
+            f"{given.tasks} tasks x {given.methods} methods x {given.budgets} budgets x {given.shards} shards: "
+            f"{sum(stats[0].values()):,} jobs; {given.repeats} runs of each, CPU seconds, median (range)"
+        )
+        ratios = [report("dry run", *dry)]
+        files = [make_files(place) for place in (ours, bare)]
+        if files[0] != files[1]:
+            raise SystemExit(f"not the same files: {sorted(files[0] ^ files[1])[:5]}")
+        null = in_turn([ours, bare], [], given.repeats, expect="Nothing to be done")
+        ratios.append(report(f"null rerun, {len(files[0]):,} files", *null))
+    return int(max(ratios) > BAR and not given.no_bar)
+
+
+def set_up_ours(folder: Path, given: argparse.Namespace) -> None:
+    """A copy of the project, with as many tasks of one small record each."""
+    folder.mkdir()
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(ROOT / part, folder / part)
+    tasks = [f"task{index:02d}" for index in range(given.tasks)]
+    (folder / "records").mkdir()
+    for task in tasks:
+        record = {"input": "Where?", "context": "Here.", "answers": ["here"]}
+        (folder / f"records/{task}.jsonl").write_text(json.dumps(record) + "\n")
+    config = {
+        "experiment": {"id": "scale"},
+        "dataset": {"path": "records", "tasks": tasks},
+        "kv": {
+            "methods": METHODS[: given.methods],
+            "budgets": [16 * 2**step for step in range(given.budgets)],
+        },
+        "run": {"shards": given.shards},
+    }
+    (folder / "config/scale.yaml").write_text(yaml.safe_dump(config))
+    # Compiled once, as after the first call in any folder.
+    subprocess.run([sys.executable, "-m", "compileall", "-q", str(folder / "src")], check=True)
+
+
+def call(folder: Path, *options: str, expect: str = "") -> subprocess.CompletedProcess[str]:
+    """Call Snakemake there for the whole report."""
+    configured = ["--configfile", "config/scale.yaml"] if (folder / "config").is_dir() else []
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", TARGET, "--cores", "2", *options, *configured],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder / "src")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode or expect not in done.stdout:
+        raise SystemExit(f"{folder.name}: snakemake {' '.join(options)}:\n{done.stdout[-2000:]}")
+    return done
+
+
+def jobs_of(listed: str) -> dict[str, dict[str, list[str]]]:
+    """Rule -> its inputs and outputs with {wildcards}, read from one job of each in a dry run."""
+    rules: dict[str, dict[str, list[str]]] = {}
+    for name, block in re.findall(r"^(?:local)?rule (\w+):\n((?: {4}.*\n)+)", listed, re.MULTILINE):
+        if name in rules:
+            continue
+        fields = dict(re.findall(r"^    (\w+): (.*)$", block, re.MULTILINE))
+        wildcards = dict(re.findall(r"(\w+)=(\w+)", fields.get("wildcards", "")))
+        rules[name] = {
+            side: [generalised(path, wildcards) for path in fields.get(side, "").split(", ") if path]
+            for side in ("input", "output")
+        }
+    return rules
+
+
+def generalised(path: str, wildcards: dict[str, str]) -> str:
+    """A path with the wildcards in the place of their values."""
+    for name, value in wildcards.items():
+        path = re.sub(rf"(?<![A-Za-z0-9]){value}(?=[./])", f"{{{name}}}", path)
+    return path
+
+
+def write_bare(folder: Path, rules: dict[str, dict[str, list[str]]]) -> None:
+    """The same rules as a Snakefile that holds nothing else, and the leaf files that they take."""
+    folder.mkdir()
+    text = []
+    for name, sides in rules.items():
+        text.append(f"rule {name}:\n")
+        text += [f"    {side}: {paths!r}\n" for side, paths in sides.items() if paths]
+        text.append('    shell: "touch {output}"\n\n')
+    (folder / "Snakefile").write_text("".join(text))
+    for part in ("resources", "records"):
+        shutil.copytree(folder.parent / "ours" / part, folder / part)
+
+
+def job_counts(text: str) -> dict[str, int]:
+    """Rule -> jobs, by Snakemake's own table."""
+    table = text.partition("Job stats:")[2].partition("\ntotal")[0]
+    return {rule: int(count) for rule, count in re.findall(r"^(\w+)\s+(\d+)$", table, re.MULTILINE)}
+
+
+def make_files(folder: Path) -> set[str]:
+    """Make every output as an empty file and let Snakemake record it; returns their paths."""
+    rows = [line.split("\t")[0] for line in call(folder, "--summary").stdout.splitlines() if "\t" in line]
+    files = {row for row in rows if row != "output_file"}
+    for file in files:
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    call(folder, "--touch", "--quiet", "all")
+    return files
+
+
+def in_turn(
+    folders: Sequence[Path], options: Sequence[str], repeats: int, expect: str = ""
+) -> list[list[float]]:
+    """CPU seconds of each call, the folders in turn."""
+    spent: list[list[float]] = [[] for _ in folders]
+    for _ in range(repeats):
+        for folder, times in zip(folders, spent, strict=True):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            call(folder, *options, expect=expect)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return spent
+
+
+def report(what: str, ours: list[float], bare: list[float]) -> float:
+    """One line; returns the ratio of the medians."""
+    ratio = statistics.median(ours) / statistics.median(bare)
+    shown = [f"{statistics.median(one):.1f} ({min(one):.1f}-{max(one):.1f})" for one in (ours, bare)]
+    print(f"{what}: ours {shown[0]}, bare {shown[1]}, ratio {ratio:.2f} (bar {BAR})", flush=True)
+    return ratio
+
+
+if __name__ == "__main__":
+    sys.exit(main())
