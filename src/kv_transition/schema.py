@@ -98,7 +98,7 @@ class Analysis(Section):
         2_000, ge=100, description="Replicates for the interpolated transition."
     )
     fit_replicates: int = Field(
-        2_000, ge=100, description="Replicates for the logistic curve; at most transition_replicates."
+        2_000, ge=100, description="Replicates for the logistic curve, the first of transition_replicates; never more than those."
     )
     collapse_replicates: int = Field(
         1_000, ge=100, description="Replicates for the exponent of prompt length (alpha1)."
@@ -122,11 +122,6 @@ class Analysis(Section):
             raise ValueError("tau: each level must be above 0 and at most 1")
         if len(set(self.tau)) != len(self.tau):
             raise ValueError("tau: a level is named twice")
-        if self.fit_replicates > self.transition_replicates:
-            raise ValueError(
-                f"fit_replicates: {self.fit_replicates} is more than transition_replicates "
-                f"({self.transition_replicates}), whose resamples it takes; lower it or raise them"
-            )
         return self
 
 
