@@ -153,7 +153,7 @@ rule plot_figures:
         *[
             report(
                 FILES.figure(f"{plot}__{{task}}", "svg"),
-                caption="../docs/captions/figure.rst",
+                caption="captions/figure.rst",
                 category="Figures",
                 subcategory="{task}",
                 labels={"figure": plot},

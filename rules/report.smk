@@ -66,7 +66,7 @@ rule build_html:
     output:
         page=report(
             FILES.report_html(),
-            caption="../docs/captions/report.rst",
+            caption="captions/report.rst",
             category="Report",
         ),
     log:
