@@ -98,7 +98,9 @@ class Analysis(Section):
         2_000, ge=100, description="Replicates for the interpolated transition."
     )
     fit_replicates: int = Field(
-        2_000, ge=100, description="Replicates for the logistic curve, the first of transition_replicates; never more than those."
+        2_000,
+        ge=100,
+        description="Replicates for the logistic curve, the first of transition_replicates; never more than those.",
     )
     collapse_replicates: int = Field(
         1_000, ge=100, description="Replicates for the exponent of prompt length (alpha1)."
