@@ -100,7 +100,8 @@ def test_the_tables_are_those_of_a_local_run_byte_for_byte(
 
 
 def test_a_cancelled_job_and_a_node_set_down_cost_no_answer(on_cluster: Make, local: Project) -> None:
-    project = on_cluster()
+    # So much memory that two jobs fit on a node and not a third.
+    project = on_cluster(cluster={"inference": {"mem_mb": 2100, "runtime_minutes": 3}})
     cluster: Cluster = project.cluster
     run = Run(project, "all_scores")
     try:

@@ -28,7 +28,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from urllib3.util import connection
 
-from conftest import missing
 from kv_transition.data.prompts import Prompt, build_prompt
 from kv_transition.engines.base import Cell, Decoding, EngineResult
 from kv_transition.engines.chat_replies import read_reply
@@ -639,7 +638,7 @@ def test_no_reply_whatever_it_holds_is_more_than_a_fault(content: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def own_server(root: Path) -> Iterator[tuple[str, Path]]:
+def own_server(root: Path, missing: Callable[[str], None]) -> Iterator[tuple[str, Path]]:
     """This project's own server with the tiny reader, and its folder."""
     if importlib.util.find_spec("fastapi") is None:
         missing("the server's extra is not installed (pip install '.[serve]')")
