@@ -15,6 +15,7 @@ TABLES = [
     "macro",
     "costs",
 ]
+FIGURE_TABLES = [table for table in TABLES if table not in ("lossless", "macro")]
 PLOTS = [
     "score_vs_budget",
     "retention_vs_budget",
@@ -147,7 +148,7 @@ rule costs:
 rule plot_figures:
     """The figures of a task: scores, retention, transitions, differences, failures and costs."""
     input:
-        **{table: FILES.analysis(table) for table in TABLES},
+        **{table: FILES.analysis(table) for table in FIGURE_TABLES},
         scores=FILES.scores("{task}"),
     output:
         *[

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kv_transition.analysis.figures.canvas import budget_tick, finite
+from kv_transition.analysis.figures.canvas import budget_tick, bytes_words, finite
 from kv_transition.budgets import budget_from_label
 from kv_transition.report.markdown import name_text, table
 from kv_transition.report.study import Study
 
 if TYPE_CHECKING:
     import pandas as pd
-
-UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
-
-
-def bytes_words(count: float) -> str:
-    """A number of bytes: "12.3 MiB"."""
-    for size, unit in UNITS:
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} bytes"
 
 
 def timed(study: Study, task: str) -> bool:

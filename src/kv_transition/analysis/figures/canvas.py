@@ -187,6 +187,15 @@ def legible(
     return chosen[::-1]
 
 
+def bytes_words(size: float) -> str:
+    """A number of bytes: "96 KiB", "1.5 MiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.4g} GiB"
+
+
 def text_width(text: str, size: float = 7.5) -> float:
     """About how many inches a text is wide (DejaVu Sans, measured over method names and numbers)."""
     return len(text) * size * 0.0088

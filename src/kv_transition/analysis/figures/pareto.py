@@ -12,6 +12,7 @@ import pandas as pd
 from kv_transition.analysis.figures.canvas import (
     FigureContext,
     budget_tick,
+    bytes_words,
     finite,
     house_style,
     legible,
@@ -115,13 +116,7 @@ def plot_pareto(
 
 def size_words(size: float, kept_as: str) -> str:
     """A size as axes and lines name it: "96 KiB", "1.5 MiB", "230"."""
-    if kept_as == TOKENS:
-        return f"{size:,.0f}"
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.3g} {unit}"
-        size /= 1024
-    return f"{size:.4g} GiB"
+    return f"{size:,.0f}" if kept_as == TOKENS else bytes_words(size)
 
 
 def is_dominated(cell: tuple[float, float], others: list[tuple[float, float]]) -> bool:
