@@ -5,5 +5,6 @@ from kv_transition.run.runner import Shard, infer_shard
 from kv_transition.run.script import job
 
 with job(snakemake) as j:
-    shard = Shard.read(j.input.manifest, int(j.wildcards.shard), j.input.protocol, j.params)
+    beside = {"decode_batch": j.config["engine"]["decode_batch"]}
+    shard = Shard.read(j.input.manifest, int(j.wildcards.shard), j.input.protocol, j.params, beside)
     infer_shard(shard, {cell_of_response(path): path for path in j.output}, j.config["run"])

@@ -51,7 +51,11 @@ def check_model_files(folder: str) -> None:
 
 def check_kvpress(settings: Settings) -> None:
     """Fail when the extra or the model is missing, or the model is refused by what its config.json says."""
-    from kv_transition.engines.kvpress_settings import check_model_config, require_packages
+    from kv_transition.engines.kvpress_settings import (
+        check_granularity,
+        check_model_config,
+        require_packages,
+    )
 
     require_packages()
     folder = str(located(settings).model.path)
@@ -62,6 +66,7 @@ def check_kvpress(settings: Settings) -> None:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{source}: not readable as JSON ({error}); fetch the model's files again") from None
     check_model_config(raw, folder)
+    check_granularity(settings.kv.methods, settings.kv.presses, raw)
 
 
 def located(settings: Settings) -> Settings:

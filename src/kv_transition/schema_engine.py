@@ -89,6 +89,12 @@ class Engine(Section):
         description="kvpress: attention of all cells of the run. observed_attention needs eager, which takes memory in the "
         "square of the prompt; adakv_* need sdpa.",
     )
+    decode_batch: int = Field(
+        32,
+        ge=1,
+        description="kvpress: cells of one prompt that are decoded at once; fewer take less memory. What is kept of all cells of "
+        "a prompt is held together either way.",
+    )
     unknown_token_limit: float = Field(
         0.2,
         ge=0,
@@ -96,6 +102,17 @@ class Engine(Section):
         description="Stop when a larger share of a prompt is unknown to the model's vocabulary; 1 lifts the guard (reference "
         "engine; this project's server has an option of this name).",
     )
+    noise_examples: int = Field(
+        50,
+        ge=0,
+        description="kvpress, where dtype is not float32: examples per task that the full cache answers a second time, with "
+        "the other attn_implementation; how far their scores move stands beside retention in the report. 0: none.",
+    )
+
+    @property
+    def measures_noise(self) -> bool:
+        """Whether full-cache answers are computed a second way; `auto` may still turn out to be float32."""
+        return self.kind == "kvpress" and self.dtype != "float32" and self.noise_examples > 0
 
 
 class PublishedRun(Section):

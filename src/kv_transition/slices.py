@@ -35,7 +35,7 @@ def answer_slice(settings: Settings, task: str) -> dict[str, Any]:
 def engine_slice(settings: Settings) -> dict[str, Any]:
     """What says which engine answers; only kvpress has a choice of device and attention."""
     own = {"device", "attn_implementation"} if settings.engine.kind != "kvpress" else set()
-    return settings.engine.model_dump(mode="json", exclude=own)
+    return settings.engine.model_dump(mode="json", exclude={"noise_examples", "decode_batch", *own})
 
 
 def published_slice(settings: Settings) -> dict[str, Any]:
@@ -104,6 +104,7 @@ def table_slice(settings: Settings, table: str) -> dict[str, Any]:
         "paired_tests": ("delta", "min_active_share"),
         "effect_models": ("bootstrap_replicates", "collapse_replicates", "min_active_share"),
         "costs": ("bootstrap_replicates",),
+        "noise_floor": (),
     }[table]
     common = ("conf", "seed", "max_infrastructure_failures")
     return {"policies": list(POLICIES), **settings.analysis.model_dump(mode="json", include={*common, *keys})}

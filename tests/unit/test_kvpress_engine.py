@@ -188,20 +188,21 @@ def traced(monkeypatch):
     """A sweep whose kept positions and logits are looked at on the way, and nothing else is changed."""
     from kv_transition.engines import kvpress_sweep
 
-    decode_one, decode_cell = kvpress_sweep._Sweep._decode, kvpress_sweep.decode_cell
+    decode_batch, decode_cells = kvpress_sweep._Sweep._decode, kvpress_sweep.decode_cells
     seen = {}
 
-    def watched(sweep, cache, logits):
-        keys = [layer[0][0].numpy() for layer in cache.layers]
-        trace = seen[cache.cell] = Trace(keys)
+    def watched(sweep, caches, logits):
+        traces = [Trace([layer[0][0].numpy() for layer in cache.layers]) for cache in caches]
+        seen.update({cache.cell: trace for cache, trace in zip(caches, traces, strict=True)})
         monkeypatch.setattr(
             kvpress_sweep,
-            "decode_cell",
-            lambda *args: decode_cell(*args, note_logits=trace.logits.append),
+            "decode_cells",
+            lambda *args: decode_cells(*args, note_logits=lambda cell, row: traces[cell].logits.append(row)),
         )
-        decode_one(sweep, cache, logits)
-        if cache.cell in sweep.answers:
-            trace.tokens = sweep.answers[cache.cell].tokens
+        decode_batch(sweep, caches, logits)
+        for cache, trace in zip(caches, traces, strict=True):
+            if cache.cell in sweep.answers:
+                trace.tokens = sweep.answers[cache.cell].tokens
 
     monkeypatch.setattr(kvpress_sweep._Sweep, "_decode", watched)
 
@@ -251,7 +252,7 @@ def test_every_cell_of_one_prefill_is_as_kvpress_makes_it_alone(tmp_path, traced
 
 def test_the_comparison_notices_planted_errors(engine, traced, monkeypatch):
     """Else that nothing differs would prove nothing: a neighbour layer's keys, positions off by one, cells swapped."""
-    from kv_transition.engines import kvpress_decoding, kvpress_sweep
+    from kv_transition.engines import kvpress_caches, kvpress_groups
 
     prompt, cells = prompt_of(130), [Cell("snapkv", 32), Cell("tova", 32)]
     good = traced(engine, prompt, cells)
@@ -261,22 +262,22 @@ def test_the_comparison_notices_planted_errors(engine, traced, monkeypatch):
     assert len(differences(swapped, good)) >= 4
 
     with monkeypatch.context() as planted:
-        before = kvpress_sweep.TorchCache.measure
+        before = kvpress_caches.TorchCache.measure
 
         def neighbour(cache):
             before(cache)
             if cache.cell == cells[0]:
                 cache.layers[1] = (cache.layers[2][0], cache.layers[1][1])
 
-        planted.setattr(kvpress_sweep.TorchCache, "measure", neighbour)
+        planted.setattr(kvpress_caches.TorchCache, "measure", neighbour)
         found = differences(traced(engine, prompt, cells), good)
         assert found
         assert all(difference.startswith("snapkv 32") for difference in found)
 
     with monkeypatch.context() as planted:
-        arange = kvpress_decoding.torch.arange
+        arange = kvpress_groups.torch.arange
         planted.setattr(
-            kvpress_decoding.torch,
+            kvpress_groups.torch,
             "arange",
             lambda *given, **more: (
                 arange(*(number + 1 for number in given), **more)

@@ -10,7 +10,12 @@ from kv_transition import preflight, slices
 from kv_transition.engines import kvpress_settings
 from kv_transition.engines.base import Cell
 from kv_transition.engines.endpoints import build_engine
-from kv_transition.engines.kvpress_settings import check_model_config, hub_model_folder, resolved_engine
+from kv_transition.engines.kvpress_settings import (
+    check_granularity,
+    check_model_config,
+    hub_model_folder,
+    resolved_engine,
+)
 from kv_transition.errors import ConfigError, UserError
 from kv_transition.methods import configured_parameters
 from kv_transition.run import requests
@@ -66,6 +71,31 @@ def test_a_contradiction_is_told_by_its_key(mistake):
         from_mapping(changes)
 
 
+GQA, MHA = ({"num_attention_heads": 8, "num_key_value_heads": heads} for heads in (2, 8))
+PAPER = {"press": "snapkv_paper"}
+
+
+@pytest.mark.parametrize(
+    ("methods", "press", "model", "refused"),
+    [
+        (["mine", "snapkv"], PAPER, GQA, True),
+        (["mine", "snapkv"], {"press": "PooledSnapKVPress", "aggregation": "per_query_head"}, GQA, True),
+        (["mine", "snapkv"], {**PAPER, "aggregation": "mean"}, GQA, False),
+        (["mine", "snapkv"], {"press": "snapkv_kvpress"}, GQA, False),
+        (["mine", "snapkv"], PAPER, MHA, False),
+        (["mine", "recent"], PAPER, GQA, False),
+        (["snapkv"], PAPER, GQA, False),
+    ],
+)
+def test_one_axis_of_budgets_has_one_kind_of_heads(methods, press, model, refused):
+    """Four times the bytes at the same number of positions is no fair comparison."""
+    if not refused:
+        check_granularity(methods, {"mine": press}, model)
+        return
+    with pytest.raises(ConfigError, match=r"kv.presses.mine: .* 4 times the bytes that snapkv"):
+        check_granularity(methods, {"mine": press}, model)
+
+
 def test_a_press_by_its_class_is_a_method_with_its_parameters():
     presses = {"snap64": {"press": "SnapKVPress", "window_size": 64}}
     settings = from_mapping(
@@ -95,6 +125,11 @@ def key_of(engine, prompt=None):
         "decoding": {"max_new_tokens": 4},
     }
     return answer_key(prompt or {"messages": "m"}, Cell("snapkv", 32), "example", answer, "model")
+
+
+def test_how_many_cells_are_decoded_at_once_is_no_part_of_an_answer():
+    few, many = (from_mapping({"engine": {**KVPRESS, "decode_batch": size}, "kv": TWO}) for size in (1, 64))
+    assert slices.answer_slice(few, "phrasebook_qa") == slices.answer_slice(many, "phrasebook_qa")
 
 
 def test_number_format_device_attention_and_version_are_in_the_key_of_an_answer():

@@ -15,6 +15,7 @@ from kv_transition.commands import plan as plan_command
 from kv_transition.commands import plan_work, workflow
 from kv_transition.commands.plan_estimates import measured, orphans
 from kv_transition.commands.workflow import Preview
+from kv_transition.data.synthetic import make_records
 from kv_transition.run.runner import Shard, infer_shard
 from kv_transition.settings import from_mapping, load_settings
 from kv_transition.slices import answer_slice
@@ -139,6 +140,22 @@ def test_a_sweep_reads_a_prompt_once_and_a_server_once_for_each_request(
     assert asked == 3 * swept
 
 
+def test_a_context_that_questions_share_is_read_once_in_scope_context(folder: Path, capsys: Captured) -> None:
+    records = make_records("phrasebook_qa", 3, 200, 256, 1)
+    asked = [
+        {**record, "_id": f"{record['_id']}-{name}", "input": f"Tell me the harbour phrase of {name}."}
+        for record in records
+        for name in ("Otto", "Ugo")
+    ]
+    (folder / "data").mkdir()
+    (folder / "data/phrasebook_qa.jsonl").write_text("".join(json.dumps(one) + "\n" for one in asked))
+    only = ("dataset.path=data", "kv.methods=[snapkv]", "kv.no_context=false", "kv.first_token=compressed")
+    whole = planned(capsys, *only, "kv.scope=prompt")["total"]["prompt_tokens"]
+    shared = planned(capsys, *only, "kv.scope=context")["total"]["prompt_tokens"]
+    assert whole > 6 * 150
+    assert whole / 2 < shared < whole / 2 + 3 * 60, "the questions alone are read for themselves"
+
+
 def test_texts_that_do_not_fit_into_a_budget_are_not_asked(folder: Path, capsys: Captured) -> None:
     plan = planned(capsys, "kv.methods=[recent]", "kv.budgets=[4]", "kv.no_context=false")
     assert methods(plan, "not_asked") == {"full": 0, "recent": EXAMPLES}
@@ -180,6 +197,13 @@ def test_shared_work_of_a_sweep_is_counted_once(tmp_path: Path) -> None:
     assert measured(tmp_path / "j", {"dtype": "bfloat16"}) is None
 
 
+def test_a_context_that_had_been_read_says_nothing_about_reading(tmp_path: Path) -> None:
+    write_journal(tmp_path / "j", [row(2.0, 0.0, 3.5), row(0.0, 0.0, 3.5)])
+    found = measured(tmp_path / "j", {"dtype": "float32"})
+    assert found is not None
+    assert found.prefill_s_per_token == pytest.approx(0.002)
+
+
 def test_a_server_is_measured_by_whole_requests_in_flight_together(tmp_path: Path) -> None:
     one = row(None, None, None)
     one["result"]["timings"] |= {"latency_s": 0.5, "timing_scope": "request"}
@@ -197,6 +221,8 @@ def test_records_that_were_not_fetched_must_be_prepared_first(folder: Path, caps
     assert plan["total"]["requests"] == 0
     text = words(capsys, *hub)
     assert "trec: its records from the hub must be prepared first (kv-transition prepare)" in text
+    assert "to compute: not known yet" in text
+    assert "every answer is there" not in text
 
 
 def test_a_manifest_that_a_run_would_make_anew_is_not_trusted(folder: Path) -> None:

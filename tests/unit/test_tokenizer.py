@@ -243,7 +243,10 @@ def test_a_prompt_that_is_not_wrapped_is_its_text_and_nothing_else(
     prompt = Prompt(({"role": "user", "content": context + question},), len(context), wrapped=False)
     assert pieces.prompt_texts(prompt) == (context, question)
     assert pieces.prompt_texts(replace(prompt, context_end=None)) == ("", context + question)
-    assert pieces.count(prompt) == len(pieces.encode(context)) + len(pieces.encode(question))
+    apart = pieces.prompt_ids(prompt, "context")
+    assert apart.context_len == len(pieces.encode(context))
+    assert apart.ids == pieces.encode(context) + pieces.encode(question)
+    assert pieces.prompt_ids(prompt).ids == pieces.encode(context + question)
 
 
 @given(text=any_text)

@@ -139,6 +139,11 @@ def _work_lines(plan: dict[str, Any]) -> list[str]:
         )
     if shared:
         lines.append(f"shared: {_count(shared, 'request')} with the prompt and cell of another one")
+    if not total["to_compute"] and plan["unprepared"]:
+        return [
+            *lines,
+            f"to compute: {'not known yet' if not total['requests'] else 'nothing of the others'}",
+        ]
     if not total["to_compute"]:
         return [*lines, "to compute: nothing; every answer is there"]
     copied = f", {total['copies']:,} of them copies of the full cache's answer" if total["copies"] else ""

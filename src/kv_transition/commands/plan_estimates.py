@@ -64,7 +64,8 @@ def measured(folder: Path, engine: Mapping[str, Any]) -> Measured | None:
             size += length
     if not rows:
         return None
-    prefills = [row for row in rows if row["timings"]["prefill_s"] is not None and row["prompt_tokens"]]
+    # 0.0 stands where the context had been read for another question.
+    prefills = [row for row in rows if row["timings"]["prefill_s"] and row["prompt_tokens"]]
     computed = [row for row in rows if row["copied_from"] is None and row["failure"] is None]
     latencies = [row["timings"]["latency_s"] for row in computed if row["timings"]["latency_s"] is not None]
     read = sum(row["prompt_tokens"] for row in prefills)

@@ -20,11 +20,17 @@ from kv_transition.data.normalize import (
     read_protocol,
     read_tokenizer,
 )
+from kv_transition.data.prompts import Prompt
 from kv_transition.data.protocol import TaskProtocol, load_protocol
 from kv_transition.data.tokenizer import ModelTokenizer
+from kv_transition.engines.contexts import context_of
+from kv_transition.run.noise import second_way
 from kv_transition.run.requests import Request
-from kv_transition.run.runner import Shard
+from kv_transition.run.runner import FULL, Shard, shard_numbers
 from kv_transition.schema import Settings
+
+#: What answers of the full cache that are computed a second way are called.
+NOISE = "full (noise floor)"
 
 #: Says of a file whether it is there and no run would make it anew.
 IsCurrent = Callable[[str], bool]
@@ -114,6 +120,8 @@ def _task_work(
     for method, _ in cells:
         _of_method(work, method).cells += 1
     _count(settings, shard, cells, work, is_current, seen)
+    if settings.engine.measures_noise:
+        _count_noise(settings, second_way(shard, settings.engine.noise_examples), work, is_current)
     return work
 
 
@@ -150,9 +158,11 @@ def _count(
         for name in names
         if is_current(settings.files.responses(work.task, f"{method}/{budget}", name))
     }
-    for index, (example, entry) in enumerate(zip(examples, shard.manifest.entries, strict=True)):
-        name = names[index % len(names)]
-        read: dict[tuple[str | None, int | None], int] = {}
+    numbers = shard_numbers(shard.manifest.examples, len(names), settings.kv.scope)
+    contexts: set[object] = set()
+    for number, example, entry in zip(numbers, examples, shard.manifest.entries, strict=True):
+        name = names[number]
+        read: dict[tuple[str | None, int | None], tuple[Prompt, int]] = {}
         for request in example.requests:
             one = _of_method(work, request.method)
             one.requests += 1
@@ -172,8 +182,37 @@ def _count(
                 if by_server:
                     work.prompt_tokens += length
                 else:
-                    read[request.prompt_hash, request.prompt.context_end] = length
-        work.prompt_tokens += sum(read.values())
+                    read[request.prompt_hash, request.prompt.context_end] = request.prompt, length
+        for prompt, length in read.values():
+            work.prompt_tokens += length
+            context = context_of(prompt) if settings.kv.scope == "context" else None
+            if context in contexts and tokenizer:
+                work.prompt_tokens -= tokenizer.prompt_ids(prompt, "context").context_len
+            if context is not None:
+                contexts.add(context)
+
+
+def _count_noise(settings: Settings, shard: Shard, work: TaskWork, is_current: IsCurrent) -> None:
+    """The answers of the full cache that are computed a second way; no method shares them."""
+    examples = shard.requests([FULL])
+    if not examples:
+        return  # computed in float32
+    one = _of_method(work, NOISE)
+    one.cells += 1
+    keys = {str(request.key) for example in examples for request in example.asked}
+    known = shard.journal(settings.run.journal_dir).read(keys, shard.counts)
+    written = is_current(settings.files.noise(work.task))
+    for example, entry in zip(examples, shard.manifest.entries, strict=True):
+        for request in example.asked:
+            row = known.get(str(request.key))
+            answered = written or (row is not None and shard.counts(row))
+            one.requests += 1
+            one.answered += answered
+            if not answered:
+                one.to_compute += 1
+                one.new_tokens += int(shard.settled["decoding"]["max_new_tokens"])
+                work.longest_prompt = max(work.longest_prompt, entry.token_len)
+                work.prompt_tokens += entry.token_len
 
 
 def _length(request: Request, token_len: int, tokenizer: ModelTokenizer | None) -> int:

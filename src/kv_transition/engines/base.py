@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from kv_transition.budgets import Budget, budget_label
 from kv_transition.data.prompts import Prompt
+from kv_transition.engines.failures import failure_words
 from kv_transition.errors import UserError
 
 #: Part of the journal key. Whoever changes what an engine answers raises it, so that no old answer is reused.
@@ -105,6 +106,9 @@ class Timings:
     latency_s, ttfb_s : whole request and time to first token; None in a sweep.
     prefill_s, decode_s : in a sweep those of the whole sweep, on the first cell that was decoded.
     compress_s : in a sweep that of all the method's cells, on the method's first cell that was decoded.
+
+    Both prefill_s and compress_s are 0.0 where nothing was done: the context had been read, and compressed, for an earlier
+    question about it (scope "context").
     """
 
     latency_s: float | None = None
@@ -155,7 +159,7 @@ class EngineResult:
         timing_scope: TimingScope = "sweep",
     ) -> EngineResult:
         """An ENGINE_ERROR with its cause in words."""
-        words = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        words = error if isinstance(error, str) else failure_words(error)
         timings = Timings(timing_scope=timing_scope)
         return cls("", None, prompt_tokens, None, None, timings, failure=ENGINE_ERROR, error=words)
 
@@ -208,6 +212,9 @@ class BaseEngine(ABC):
     ) -> list[EngineResult]:
         """Answer one prompt at many cells, in the order of `cells`."""
         return [self.generate(prompt, cell, decoding, example_id) for cell in cells]
+
+    def read_ahead(self, prompt: Prompt) -> None:  # noqa: B027  # an engine need not make anything of it
+        """Told, before a prompt is swept, which one comes after it; changes no answer."""
 
     def provenance(self) -> dict[str, Any]:
         """What determines the answers: class, protocol, versions, hashes."""

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kv_transition.engines.base import BaseEngine
+from kv_transition.engines.kvpress_settings import DECODE_BATCH
 from kv_transition.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kv_transition.engines.local import LocalEngine
+
+log = logging.getLogger(__name__)
 
 
 def build_engine(answer: Mapping[str, Any]) -> BaseEngine:
@@ -15,7 +22,7 @@ def build_engine(answer: Mapping[str, Any]) -> BaseEngine:
     Parameters
     ----------
     answer : with the keys `engine` (kind and its options), `model` (name, path, revision) and `kv` (scope,
-        first_token, methods).
+        first_token, methods); `http` where a server is asked, `decode_batch` where kvpress is.
 
     Raises
     ------
@@ -23,13 +30,14 @@ def build_engine(answer: Mapping[str, Any]) -> BaseEngine:
         For an unknown kind, a missing model, or options that contradict each other.
     """
     kind = answer["engine"]["kind"]
-    if kind == "reference":
-        return _reference(answer)
-    if kind == "kvpress":
-        return _kvpress(answer)
     if kind == "openai_compat":
         return _openai_compat(answer)
-    raise ConfigError(f"engine.kind: {kind!r} is unknown; known are reference, kvpress and openai_compat")
+    if kind not in ("reference", "kvpress"):
+        raise ConfigError(f"engine.kind: {kind!r} is unknown; known are reference, kvpress and openai_compat")
+    engine = _reference(answer) if kind == "reference" else _kvpress(answer)
+    if not engine.tokenizer.has_chat_template:
+        log.warning("%s has no chat template: prompts are asked as plain text", engine.path)
+    return engine
 
 
 def _openai_compat(answer: Mapping[str, Any]) -> BaseEngine:
@@ -41,7 +49,7 @@ def _openai_compat(answer: Mapping[str, Any]) -> BaseEngine:
     return OpenAICompatEngine(section, kv["scope"], kv["first_token"], kv["methods"], key)
 
 
-def _reference(answer: Mapping[str, Any]) -> BaseEngine:
+def _reference(answer: Mapping[str, Any]) -> LocalEngine:
     from kv_transition.engines.reference import ReferenceEngine
 
     engine, model, kv = answer["engine"], answer["model"], answer["kv"]
@@ -61,7 +69,7 @@ def _reference(answer: Mapping[str, Any]) -> BaseEngine:
     )
 
 
-def _kvpress(answer: Mapping[str, Any]) -> BaseEngine:
+def _kvpress(answer: Mapping[str, Any]) -> LocalEngine:
     from kv_transition.engines.kvpress_engine import KVPressEngine
 
     engine, model, kv = answer["engine"], answer["model"], answer["kv"]
@@ -76,4 +84,5 @@ def _kvpress(answer: Mapping[str, Any]) -> BaseEngine:
         device=engine.get("device", "auto"),
         dtype=engine.get("dtype", "float32"),
         attn_implementation=engine.get("attn_implementation", "sdpa"),
+        decode_batch=answer.get("decode_batch", DECODE_BATCH),
     )

@@ -49,12 +49,17 @@ class Ending:
 
     def choose(self, logits: Array, generated: int) -> list[int]:
         """The best next token of every row of `logits` (rows, vocabulary), after `generated` tokens."""
-        if generated < self.min_new_tokens:
+        if banned := self.banned(generated, logits.shape[1]):
             logits = logits.copy()
-            ends = [token for token in self.eos_ids | self.stop_ids if token < logits.shape[1]]
-            logits[:, ends] = -np.inf
+            logits[:, banned] = -np.inf
         best: list[int] = logits.argmax(axis=1).tolist()
         return best
+
+    def banned(self, generated: int, vocabulary: int) -> list[int]:
+        """Tokens that may not come after `generated` tokens."""
+        if generated >= self.min_new_tokens:
+            return []
+        return [token for token in self.eos_ids | self.stop_ids if token < vocabulary]
 
     def append(self, answer: Answer, token: int) -> bool:
         """Add a token to an answer; True when that ends it. Text from a stop string on is cut off."""

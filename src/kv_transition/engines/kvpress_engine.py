@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from kv_transition.engines.base import Cell
 from kv_transition.engines.greedy import Ending
-from kv_transition.engines.kvpress_settings import PACKAGES, require_packages, resolved_engine
+from kv_transition.engines.kvpress_settings import (
+    DECODE_BATCH,
+    PACKAGES,
+    require_packages,
+    resolved_engine,
+)
 from kv_transition.engines.local import LocalEngine
 from kv_transition.errors import ConfigError
 from kv_transition.methods import KNOWN_METHODS
@@ -26,7 +31,7 @@ class KVPressEngine(LocalEngine):
     model_path : a folder with config.json, safetensors weights and a tokenizer.
     scope, first_token, methods, unknown_token_limit : as of `LocalEngine`. `methods` may hold presses given by their class
         (key `press`), as in kv.presses.
-    device, dtype, attn_implementation : as in the section `engine` of the configuration.
+    device, dtype, attn_implementation, decode_batch : as in the section `engine` of the configuration.
 
     Raises
     ------
@@ -45,8 +50,10 @@ class KVPressEngine(LocalEngine):
         device: str = "auto",
         dtype: str = "float32",
         attn_implementation: str = "sdpa",
+        decode_batch: int = DECODE_BATCH,
     ) -> None:
         require_packages()
+        from kv_transition.engines.kvpress_decoding import check_decoding
         from kv_transition.engines.kvpress_model import load_model
 
         asked = {
@@ -60,7 +67,9 @@ class KVPressEngine(LocalEngine):
         self.loaded = load_model(
             self.path, self.setting["device"], self.setting["dtype"], attn_implementation
         )
+        check_decoding(self.loaded, self.setting["dtype"], str(self.path))
         self.longest = self.loaded.longest
+        self.decode_batch = decode_batch
 
     def _configure(
         self, scope: Scope, first_token: FirstToken, methods: Mapping[str, Mapping[str, Any]]
@@ -85,7 +94,8 @@ class KVPressEngine(LocalEngine):
             "device": device,
             "device_name": torch.cuda.get_device_name() if device == "cuda" else None,
             **{name: metadata.version(name) for name in PACKAGES},
-            "tokenizer_hash": self.tokenizer.content_hash,
+            **({} if self.loaded.tested else {"untested_model": type(self.loaded.model).__name__}),
+            **self.tokenizer.provenance,
         }
 
     @property
@@ -112,12 +122,16 @@ class KVPressEngine(LocalEngine):
     ) -> Swept:
         import torch
 
-        from kv_transition.engines.kvpress_presses import PROVED_VERSION, SHARED_PREFILL
+        from kv_transition.engines.kvpress_presses import sharing
         from kv_transition.engines.kvpress_sweep import sweep_cells
 
-        may_share = SHARED_PREFILL if self.setting["kvpress"] == PROVED_VERSION else frozenset()
+        may_share = sharing(self.parameters, self.setting["kvpress"])
         try:
-            return sweep_cells(self.loaded, ids, split, cells, self.parameters, may_share, ending, example_id)
+            return sweep_cells(
+                *(self.loaded, ids, split, cells, self.parameters, may_share, ending, example_id),
+                decode_batch=self.decode_batch,
+                contexts=self.contexts,
+            )
         finally:
             if self.setting["device"] == "cuda":
                 # What a failed request left behind must not make the next one fail.

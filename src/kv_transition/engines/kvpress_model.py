@@ -29,6 +29,7 @@ class LoadedModel:
     attention : the attention module of each layer.
     longest : tokens that the model reads.
     kv_heads, width : KV heads, and numbers in a key, of every layer.
+    tested : whether kvpress is tested with models of this class.
     """
 
     model: Any
@@ -36,6 +37,7 @@ class LoadedModel:
     longest: int
     kv_heads: int
     width: int
+    tested: bool = True
 
     @property
     def device(self) -> Any:
@@ -47,6 +49,12 @@ class LoadedModel:
         import torch
 
         return torch.tensor([list(ids)], dtype=torch.long, device=self.device)
+
+    def probe(self) -> list[int]:
+        """A short text on which a model is checked: tokens from all over its vocabulary."""
+        size = int(self.model.config.vocab_size)
+        spacing = max(size // (PROBE_TOKENS + 1), 1)
+        return [(number + 1) * spacing % size for number in range(PROBE_TOKENS)]
 
     def clear_masks(self) -> None:
         """Forget which positions AdaKV masked: the marks are on the modules, and would spoil the next answer."""
@@ -111,10 +119,14 @@ def load_model(folder: Path, device: str, dtype: str, attn_implementation: str) 
         longest=int(config.max_position_embeddings),
         kv_heads=int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads),
         width=int(attention[0].head_dim),
+        tested=tested,
     )
     if not tested:
-        log.warning("%s is not among the models that kvpress is tested with", type(model).__name__)
         _check_queries(found, dtype, where)
+        log.warning(
+            "%s is not among the models that kvpress is tested with; on a short text it computes the attention as the model does",
+            type(model).__name__,
+        )
     return found
 
 
@@ -152,8 +164,7 @@ def _check_queries(loaded: LoadedModel, dtype: str, where: str) -> None:
     from kvpress import SnapKVPress
 
     model, window, worst = loaded.model, 4, []
-    spacing = max(model.config.vocab_size // (PROBE_TOKENS + 1), 1)
-    ids = loaded.tokens([(number + 1) * spacing % model.config.vocab_size for number in range(PROBE_TOKENS)])
+    ids = loaded.tokens(loaded.probe())
 
     def compare(module: Any, args: Any, kwargs: Any, output: Any) -> None:
         keys = kwargs["past_key_values"].layers[module.layer_idx].keys

@@ -12,6 +12,7 @@ from typing import Any
 
 import kvpress
 import torch
+from kvpress.utils import compute_n_kept
 from torch.nn import functional
 
 from kv_transition.engines.evictions import random_scores
@@ -34,6 +35,8 @@ SHARED_PREFILL = frozenset(
         "random",
     }
 )
+#: How SnapKV's votes of the query heads of one KV head become scores.
+AGGREGATIONS = ("mean", "max", "per_query_head")
 #: Classes that cannot be given by name -> why.
 REFUSED = {
     **dict.fromkeys(
@@ -44,6 +47,9 @@ REFUSED = {
         ("KeyRerotationPress", "FinchPress"), "it moves the kept keys to other positions than the question's"
     ),
     "ThinKPress": "it removes dimensions of the keys, not positions",
+    **dict.fromkeys(
+        ("DuoAttentionPress", "SimLayerKVPress"), "what it keeps follows from its own rule, not from a budget"
+    ),
 }
 
 
@@ -87,7 +93,9 @@ class PooledSnapKVPress(kvpress.SnapKVPress):
     Parameters
     ----------
     pooling : "average" or "max" over `kernel_size` neighbouring positions.
-    aggregation : "mean" or "max" over the query heads of a KV head.
+    aggregation : "mean" or "max" over the query heads of a KV head, or "per_query_head": no aggregation, every query head
+        keeps positions of its own, at so many times the bytes, as the published implementations do, which repeat keys and
+        values for the query heads before they choose.
     """
 
     pooling: str = "max"
@@ -95,13 +103,13 @@ class PooledSnapKVPress(kvpress.SnapKVPress):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pooling not in ("average", "max") or self.aggregation not in ("mean", "max"):
-            raise ValueError("pooling is average or max, aggregation is mean or max")
+        if self.pooling not in ("average", "max") or self.aggregation not in AGGREGATIONS:
+            raise ValueError(f"pooling is average or max, aggregation is {', '.join(AGGREGATIONS)}")
 
     def score(
         self, module: Any, hidden_states: Any, keys: Any, values: Any, attentions: Any, kwargs: Any
     ) -> Any:
-        """Votes of the window, pooled, then aggregated; the window itself above all."""
+        """Votes of the window, pooled, then aggregated, (1, heads, n); the window itself above all."""
         batch, heads, count, _ = keys.shape
         window, kernel = self.window_size, self.kernel_size
         if attentions is not None:
@@ -112,17 +120,60 @@ class PooledSnapKVPress(kvpress.SnapKVPress):
             )
         pool = functional.avg_pool1d if self.pooling == "average" else functional.max_pool1d
         votes = pool(weights.mean(dim=-2), kernel_size=kernel, padding=kernel // 2, stride=1)
-        votes = votes.view(batch, heads, -1, count - window)
-        scores = votes.mean(2) if self.aggregation == "mean" else votes.amax(2)
-        return functional.pad(scores, (0, window), value=scores.max().item() + 1)
+        if self.aggregation == "per_query_head":
+            scores = votes
+        else:
+            votes = votes.view(batch, heads, -1, count - window)
+            scores = votes.mean(2) if self.aggregation == "mean" else votes.amax(2)
+        above = (scores.max() + 1).expand(*scores.shape[:2], window)
+        return torch.cat([scores, above], dim=2)
+
+    def compress(
+        self, module: Any, hidden_states: Any, keys: Any, values: Any, attentions: Any, kwargs: Any
+    ) -> tuple[Any, Any]:
+        """(1, KV heads, kept, d) keys and values, or (1, query heads, kept, d)."""
+        if self.aggregation != "per_query_head":
+            theirs: tuple[Any, Any] = super().compress(
+                module, hidden_states, keys, values, attentions, kwargs
+            )
+            return theirs
+        scores = self.score(module, hidden_states, keys, values, attentions, kwargs)
+        count = compute_n_kept(keys.shape[2], self.compression_ratio)
+        kept = scores.topk(count, dim=-1).indices
+        batch, heads, _, width = keys.shape
+        # The query heads of a KV head one after the other, so that its keys need not be repeated.
+        index = kept.view(batch, heads, -1, 1).expand(-1, -1, -1, width)
+        chosen = [part.gather(2, index).view(batch, -1, count, width) for part in (keys, values)]
+        return chosen[0], chosen[1]
 
 
-#: SnapKV as others have it, by KV head: the paper and KVCache-Factory choose per query head, which differs with GQA.
+#: SnapKV as others have it. The paper's code and KVCache-Factory choose per query head; kvpress averages over those of a KV
+#: head.
 PRESETS: Mapping[str, tuple[type, Mapping[str, Any]]] = {
-    "snapkv_paper": (PooledSnapKVPress, {"window_size": 32, "kernel_size": 7, "pooling": "max"}),
-    "snapkv_kvcache_factory": (PooledSnapKVPress, {"window_size": 8, "kernel_size": 7, "pooling": "max"}),
+    "snapkv_paper": (
+        PooledSnapKVPress,
+        {"window_size": 32, "kernel_size": 7, "pooling": "max", "aggregation": "per_query_head"},
+    ),
+    "snapkv_kvcache_factory": (
+        PooledSnapKVPress,
+        {"window_size": 8, "kernel_size": 7, "pooling": "max", "aggregation": "per_query_head"},
+    ),
     "snapkv_kvpress": (kvpress.SnapKVPress, {"window_size": 64, "kernel_size": 5}),
 }
+
+
+def sharing(parameters: Mapping[str, Mapping[str, Any]], version: str) -> frozenset[str]:
+    """Methods whose cells may share one prefill: those of `SHARED_PREFILL`, and SnapKV as others have it.
+
+    Parameters
+    ----------
+    parameters : method -> hyper-parameters.
+    version : of kvpress; there are none where nothing was proved on it.
+    """
+    if version != PROVED_VERSION:
+        return frozenset()
+    named = {*PRESETS, PooledSnapKVPress.__name__}
+    return SHARED_PREFILL | {name for name, own in parameters.items() if own.get("press") in named}
 
 
 def make_press(

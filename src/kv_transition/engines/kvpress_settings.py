@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kv_transition.errors import UserError
+from kv_transition.errors import ConfigError, UserError
+from kv_transition.methods import TEXT_METHODS
 
 #: What the extra installs and the engine imports.
 PACKAGES = ("torch", "transformers", "kvpress")
+#: Cells that are decoded at once, unless the settings say otherwise.
+DECODE_BATCH = 32
 
 
 def require_packages() -> None:
@@ -77,6 +80,39 @@ def hub_model_folder(name: str, revision: str | None) -> Path:
         raise UserError(
             f"model.name: {name} is not in the hub's cache on this machine; fetch it with: hf download {name}{pinned}"
         ) from None
+
+
+def check_granularity(
+    methods: Sequence[str], presses: Mapping[str, Mapping[str, Any]], raw: Mapping[str, Any]
+) -> None:
+    """Refuse methods that keep positions for every query head beside those that keep them for every KV head.
+
+    The same number of positions is then so many times the bytes, and one axis of budgets would compare unequal memory.
+
+    Parameters
+    ----------
+    methods, presses : of the section `kv`.
+    raw : config.json.
+
+    Raises
+    ------
+    ConfigError
+        Naming the press and the remedy.
+    """
+    heads = int(raw.get("num_attention_heads") or 1)
+    group = heads // int(raw.get("num_key_value_heads") or heads)
+    wide = [name for name in methods if name in presses and _per_query_head(presses[name])]
+    others = [name for name in methods if name not in wide and name not in TEXT_METHODS]
+    if group > 1 and wide and others:
+        raise ConfigError(
+            f"kv.presses.{wide[0]}: it keeps positions for every query head, {group} times the bytes that {others[0]} keeps at "
+            "the same budget; set aggregation: mean, or give it an experiment of its own (bytes_kept is in its costs table)"
+        )
+
+
+def _per_query_head(press: Mapping[str, Any]) -> bool:
+    preset = press.get("press") in ("snapkv_paper", "snapkv_kvcache_factory")
+    return bool(press.get("aggregation", "per_query_head" if preset else "mean") == "per_query_head")
 
 
 def check_model_config(raw: Mapping[str, Any], where: str) -> None:

@@ -9,92 +9,23 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
 from kv_transition.engines.base import Cell
+from kv_transition.engines.contexts import SharedContext, is_drawn
 from kv_transition.engines.greedy import Answer, Ending
-from kv_transition.engines.kvpress_decoding import decode_cell
+from kv_transition.engines.kvpress_caches import TorchCache
+from kv_transition.engines.kvpress_decoding import decode_cells
+from kv_transition.engines.kvpress_groups import CellLayers
 from kv_transition.engines.kvpress_model import LoadedModel
 from kv_transition.engines.kvpress_presses import make_press
+from kv_transition.engines.kvpress_settings import DECODE_BATCH
 from kv_transition.engines.sweep import Split, Swept
 from kv_transition.errors import UserError
-from kv_transition.methods import KNOWN_METHODS
-
-
-@dataclass
-class TorchCache:
-    """What a cell kept, or the error that befell it.
-
-    Attributes
-    ----------
-    layers : keys and values of each layer, (1, K, kept, d) each; let go when the cell has been answered.
-    masks : per layer the positions that are there but masked (AdaKV): indices of batch, KV head and position; None for
-        none.
-    kept, nbytes, position_bytes : as of `KeptCache`, read from the tensors and masks by `measure`.
-    """
-
-    cell: Cell
-    keep: int | None
-    layers: list[tuple[Any, Any]] = field(default_factory=list)
-    masks: list[tuple[Any, Any, Any] | None] = field(default_factory=list)
-    error: Exception | None = None
-    kept: list[float] = field(default_factory=list)
-    nbytes: int = 0
-    position_bytes: int = 0
-
-    def fail(self, error: Exception) -> None:
-        """Keep the error and nothing else; a traceback would keep the tensors of every frame alive."""
-        self.error = error.with_traceback(None)
-        self.let_go()
-
-    def let_go(self) -> None:
-        """Free the tensors."""
-        self.layers, self.masks = [], []
-
-    def measure(self) -> None:
-        """Read from the tensors what is kept, and prove the budget: else `error` is set."""
-        if self.error is not None:
-            return
-        masks = self.masks or [None] * len(self.layers)
-        self.kept = [
-            keys.shape[2] - (0 if mask is None else _masked(mask) / keys.shape[1])
-            for (keys, _), mask in zip(self.layers, masks, strict=True)
-        ]
-        each = [
-            keys.shape[1] * (keys.shape[3] * keys.element_size() + values.shape[3] * values.element_size())
-            for keys, values in self.layers
-        ]
-        self.position_bytes = sum(each)
-        self.nbytes = round(sum(kept * size for kept, size in zip(self.kept, each, strict=True)))
-        if self.keep is not None and not self._proved(self.keep):
-            told = [round(positions, 2) for positions in self.kept]
-            self.fail(
-                RuntimeError(
-                    f"{self.cell.method} kept {told} positions per layer where {self.keep} were asked for"
-                )
-            )
-
-    def _proved(self, keep: int) -> bool:
-        card = KNOWN_METHODS.get(self.cell.method)
-        if card is not None and card.layerwise:
-            return abs(sum(self.kept) / len(self.kept) - keep) <= 0.5
-        return all(positions == keep for positions in self.kept)
-
-
-def _masked(mask: tuple[Any, Any, Any]) -> int:
-    """Masked (KV head, position) pairs, each counted once."""
-    _, heads, positions = mask
-    if not len(positions):
-        return 0
-    seen = torch.zeros(
-        int(heads.max()) + 1, int(positions.max()) + 1, dtype=torch.bool, device=positions.device
-    )
-    seen[heads, positions] = True
-    return int(seen.sum())
 
 
 class SharedPrefill:
@@ -109,6 +40,8 @@ class SharedPrefill:
         self.caches, self.presses = caches, presses
         self.seconds: dict[str, float] = defaultdict(float)
         self._scores: dict[tuple[str, int], Any] = {}
+        #: Whether any score so far is not a number: looked at after the prefill, because a look waits for the GPU.
+        self._bad: dict[tuple[str, int], Any] = {}
         for cell, press in presses.items():
             press.score = self._once_per_layer(cell, press.score)
 
@@ -118,12 +51,9 @@ class SharedPrefill:
 
         def remembered(*args: Any) -> Any:
             if key not in self._scores:
-                scores = score(*args)
-                if torch.isnan(scores).any():
-                    raise ValueError(
-                        "the eviction's scores are not numbers; the model's keys or attention have overflowed"
-                    )
-                self._scores[key] = scores
+                scores = self._scores[key] = score(*args)
+                bad = torch.isnan(scores).any()
+                self._bad[key] = self._bad[key] | bad if key in self._bad else bad
             return self._scores[key]
 
         return remembered
@@ -131,8 +61,12 @@ class SharedPrefill:
     def __call__(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         """What a layer's attention module calls when it is done."""
         whole = kwargs["past_key_values"].layers[module.layer_idx]
-        keys, values, hidden = whole.keys, whole.values, kwargs["hidden_states"]
-        versions = [tensor._version for tensor in (keys, values, hidden)]
+        self.cut(module, kwargs["hidden_states"], whole.keys, whole.values, output[1], kwargs)
+
+    def cut(self, module: Any, hidden: Any, keys: Any, values: Any, attentions: Any, kwargs: Any) -> None:
+        """Let every cell take its part of a layer's whole keys and values, (1, K, n, d) each."""
+        shared = [tensor for tensor in (keys, values, hidden) if tensor is not None]
+        versions = [tensor._version for tensor in shared]
         for cache in self.caches:
             begin = time.perf_counter()
             if cache.error is None and cache.keep is None:
@@ -140,15 +74,41 @@ class SharedPrefill:
             elif cache.error is None:
                 try:
                     press = self.presses[cache.cell]
-                    cache.layers.append(press.compress(module, hidden, keys, values, output[1], kwargs))
+                    cache.layers.append(press.compress(module, hidden, keys, values, attentions, kwargs))
                 except Exception as error:  # one method's failure is that cell's, never the example's
                     cache.fail(error)
-                if versions != [tensor._version for tensor in (keys, values, hidden)]:
+                if versions != [tensor._version for tensor in shared]:
                     raise RuntimeError(
                         f"{cache.cell.method} changed the keys, values or hidden states that all cells share"
                     )
             self.seconds[cache.cell.method] += time.perf_counter() - begin
         self._scores.clear()
+
+    def finish(self) -> None:
+        """After the prefill: prove the budgets, and fail the cells whose scores were not numbers."""
+        for cache in self.caches:
+            bad = self._bad.get((cache.cell.method, cache.cell.replicate))
+            if cache.keep is not None and bad is not None and bool(bad):
+                cache.fail(
+                    ValueError(
+                        "the eviction's scores are not numbers; the model's keys or attention have overflowed"
+                    )
+                )
+            cache.measure()
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What a compressed context is to the next question about it; nothing writes to these tensors.
+
+    Attributes
+    ----------
+    kept : what each cell holds.
+    whole : keys and values of each layer before any eviction, for cells that are drawn anew; empty without such.
+    """
+
+    kept: Mapping[Cell, CellLayers]
+    whole: Sequence[tuple[Any, Any]]
 
 
 def sweep_cells(
@@ -160,19 +120,24 @@ def sweep_cells(
     may_share: frozenset[str],
     ending: Ending,
     example_id: str,
+    decode_batch: int = DECODE_BATCH,
+    contexts: SharedContext[Compressed] | None = None,
 ) -> Swept:
     """Answer one prompt at distinct cells, each active or uncompressed.
 
     Parameters
     ----------
     may_share : methods whose cells take part in the shared prefill.
+    decode_batch : cells that are decoded at once.
+    contexts : what the question before left of its context; where that is this prompt's too, there is no prefill.
 
     Raises
     ------
     UserError
         For parameters that make no press.
     """
-    sweep = _Sweep(loaded, ids, split, ending)
+    sweep = _Sweep(loaded, ids, split, ending, decode_batch)
+    contexts = contexts or SharedContext()
     caches = {cell: sweep.empty_cache(cell) for cell in cells}
     presses = {
         cell: make_press(
@@ -184,11 +149,18 @@ def sweep_cells(
     together = [cell for cell in cells if cell not in presses or cell.method in may_share]
     with torch.no_grad():
         try:
-            if together:
-                sweep.together([caches[cell] for cell in together], presses)
-            for cell in cells:
-                if cell not in together:
-                    sweep.alone(caches[cell], presses[cell])
+            earlier = contexts.remembered(ids, split, cells)
+            if earlier is not None:
+                sweep.again(caches, presses, earlier)
+            else:
+                sweep.remembers = contexts.wanted and bool(sweep.prompt and sweep.tail)
+                if together:
+                    sweep.together([caches[cell] for cell in together], presses)
+                for cell in cells:
+                    if cell not in together:
+                        sweep.alone(caches[cell], presses[cell])
+                if sweep.remembers and all(cache.error is None for cache in caches.values()):
+                    contexts.remember(ids, split, cells, Compressed(sweep.kept, sweep.whole))
         finally:
             loaded.clear_masks()
     return Swept(
@@ -203,15 +175,26 @@ def sweep_cells(
 
 
 class _Sweep:
-    """One prompt's prefills and answers, and what took how long."""
+    """One prompt's prefills and answers, and what took how long.
 
-    def __init__(self, loaded: LoadedModel, ids: Sequence[int], split: Split, ending: Ending) -> None:
-        self.loaded, self.split, self.ending = loaded, split, ending
+    Attributes
+    ----------
+    remembers : whether what is kept is held for the next question, in `kept` and `whole`.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, ids: Sequence[int], split: Split, ending: Ending, decode_batch: int
+    ) -> None:
+        self.loaded, self.split, self.ending, self.decode_batch = loaded, split, ending, decode_batch
+        self.eager = loaded.model.config._attn_implementation == "eager"
         self.prompt, self.tail = ids[: split.press_len], ids[split.press_len :]
         self.answers: dict[Cell, Answer] = {}
         self.prefill_s = self.decode_s = 0.0
         self.compress_s: dict[str, float] = defaultdict(float)
         self.first_token: float | None = None
+        self.remembers = False
+        self.kept: dict[Cell, CellLayers] = {}
+        self.whole: list[tuple[Any, Any]] = []
 
     def empty_cache(self, cell: Cell) -> TorchCache:
         """What is to be kept of the positions that the eviction sees."""
@@ -219,23 +202,20 @@ class _Sweep:
         return TorchCache(cell, None if requested is None else requested - self.split.refed)
 
     def together(self, caches: Sequence[TorchCache], presses: Mapping[Cell, Any]) -> None:
-        """Cells that share a prefill: all are compressed on the way, then each is answered."""
-        own = {cache.cell: presses[cache.cell] for cache in caches if cache.keep is not None}
-        for press in own.values():
-            press.post_init_from_model(self.loaded.model)
-        shared, begin = SharedPrefill(caches, own), time.perf_counter()
+        """Cells that share a prefill: all are compressed on the way, then they are answered in batches."""
+        shared, begin = self._shared(caches, presses), time.perf_counter()
         hooks = [module.register_forward_hook(shared, with_kwargs=True) for module in self.loaded.attention]
         try:
-            logits, _ = self._read_prompt(caches)
+            logits, whole = self._read_prompt(caches)
         finally:
             for hook in hooks:
                 hook.remove()
         self.prefill_s += time.perf_counter() - begin - sum(shared.seconds.values())
-        for method, seconds in shared.seconds.items():
-            self.compress_s[method] += seconds
-        for cache in caches:
-            cache.measure()
-            self._decode(cache, logits)
+        if self.remembers and any(is_drawn(cache.cell) for cache in caches):
+            self.whole = [(layer.keys, layer.values) for layer in whole.layers]
+        del whole
+        self._note_seconds(shared)
+        self._decode_all(caches, logits)
 
     def alone(self, cache: TorchCache, press: Any) -> None:
         """A cell whose press gets a prefill of its own, under its own context manager."""
@@ -249,12 +229,40 @@ class _Sweep:
             raise
         except Exception as error:
             cache.fail(error)
+            logits = None
         finally:
             self.loaded.clear_masks()
         self.compress_s[cache.cell.method] += time.perf_counter() - begin
         cache.measure()
-        if cache.error is None:
-            self._decode(cache, logits)
+        self._decode_all([cache], logits)
+
+    def again(
+        self, caches: Mapping[Cell, TorchCache], presses: Mapping[Cell, Any], earlier: Compressed
+    ) -> None:
+        """Cells of a context that has been compressed for another question; drawn ones are cut for this example."""
+        drawn = []
+        for cell, cache in caches.items():
+            if is_drawn(cell):
+                drawn.append(cache)
+            else:
+                cache.layers, cache.masks = list(earlier.kept[cell].layers), list(earlier.kept[cell].masks)
+                cache.measure()
+        shared = self._shared(drawn, presses)
+        for module, (keys, values) in zip(self.loaded.attention, earlier.whole, strict=False):
+            shared.cut(module, None, keys, values, None, {})
+        self._note_seconds(shared)
+        self._decode_all(list(caches.values()), None)
+
+    def _shared(self, caches: Sequence[TorchCache], presses: Mapping[Cell, Any]) -> SharedPrefill:
+        own = {cache.cell: presses[cache.cell] for cache in caches if cache.keep is not None}
+        for press in own.values():
+            press.post_init_from_model(self.loaded.model)
+        return SharedPrefill(caches, own)
+
+    def _note_seconds(self, shared: SharedPrefill) -> None:
+        shared.finish()
+        for method, seconds in shared.seconds.items():
+            self.compress_s[method] += seconds
 
     def _read_prompt(self, caches: Sequence[TorchCache]) -> tuple[Any, Any]:
         """(vocabulary,) logits after the compressed part and the cache it left; None for an empty part."""
@@ -277,26 +285,47 @@ class _Sweep:
         )
         return output.logits[0, -1], whole
 
-    def _decode(self, cache: TorchCache, logits: Any) -> None:
-        """The cell's answer; its tensors are let go afterwards, and what was measured of them stays."""
-        begin = time.perf_counter()
-        if cache.error is None:
-            try:
-                answer = decode_cell(
-                    self.loaded,
-                    cache.layers,
-                    cache.masks,
-                    self.tail,
-                    self.split.press_len,
-                    logits,
-                    self.ending,
-                    self._note_first_token,
-                )
-                self.answers[cache.cell] = answer
+    def _decode_all(self, caches: Sequence[TorchCache], logits: Any) -> None:
+        """The answers of the cells that have a cache, some at a time."""
+        ready = [cache for cache in caches if cache.error is None]
+        if self.remembers:
+            self.kept |= {cache.cell: CellLayers(cache.layers, cache.masks) for cache in ready}
+        # Cells of one size one after the other: they stand in one array.
+        ready.sort(key=lambda cache: max(cache.kept))
+        for start in range(0, len(ready), self.decode_batch):
+            self._decode(ready[start : start + self.decode_batch], logits)
+
+    def _decode(self, caches: Sequence[TorchCache], logits: Any) -> None:
+        """The cells' answers; their tensors are let go afterwards, and what was measured of them stays.
+
+        What one batch has no memory for is tried in halves, down to a single cell, whose failure is its own.
+        """
+        begin, failure = time.perf_counter(), None
+        try:
+            answers = decode_cells(
+                self.loaded,
+                {number: CellLayers(cache.layers, cache.masks) for number, cache in enumerate(caches)},
+                self.tail,
+                self.split.press_len,
+                logits,
+                self.ending,
+                self.eager,
+                self._note_first_token,
+            )
+            for number, cache in enumerate(caches):
+                self.answers[cache.cell] = answers[number]
                 cache.let_go()
-            except Exception as error:
-                cache.fail(error)
+        except Exception as error:
+            failure = error.with_traceback(None)
         self.decode_s += time.perf_counter() - begin
+        if failure is None:
+            return
+        if len(caches) == 1:
+            caches[0].fail(failure)
+            return
+        half = len(caches) // 2
+        self._decode(caches[:half], logits)
+        self._decode(caches[half:], logits)
 
     def _note_first_token(self) -> None:
         if self.first_token is None:

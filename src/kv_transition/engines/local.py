@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +22,14 @@ from kv_transition.engines.base import (
     TimingScope,
     check_vocabulary,
 )
+from kv_transition.engines.contexts import SharedContext, context_of
 from kv_transition.engines.greedy import Ending
 from kv_transition.engines.sweep import FirstToken, Scope, Split, Swept, split_prompt
 from kv_transition.errors import ConfigError, UserError
 from kv_transition.methods import TEXT_METHODS, canonical_name, resolve_parameters
+
+#: A prompt's tokens, and the share of them that the vocabulary does not know.
+_Tokens = tuple[PromptIds, float]
 
 
 class LocalEngine(BaseEngine):
@@ -43,6 +48,7 @@ class LocalEngine(BaseEngine):
     ----------
     longest : tokens that the model reads.
     offered : methods that this engine can apply, by their own names.
+    contexts : what the last prompt's context left for the next question about it.
 
     Raises
     ------
@@ -65,6 +71,7 @@ class LocalEngine(BaseEngine):
         self.path = Path(folder)
         self.unknown_token_limit = unknown_token_limit
         self.tokenizer = ModelTokenizer(self.path)
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
     def _configure(
         self, scope: Scope, first_token: FirstToken, methods: Mapping[str, Mapping[str, Any]]
@@ -76,6 +83,8 @@ class LocalEngine(BaseEngine):
             )
         self.scope, self.first_token = scope, first_token
         self.parameters = resolve_parameters(methods)
+        self.contexts: SharedContext[Any] = SharedContext()
+        self._ahead: list[tuple[Prompt, Future[_Tokens]]] = []
 
     def variant(
         self, scope: Scope, first_token: FirstToken, methods: Mapping[str, Mapping[str, Any]]
@@ -104,8 +113,33 @@ class LocalEngine(BaseEngine):
     def sweep(
         self, prompt: Prompt, cells: Sequence[Cell], decoding: Decoding, example_id: str
     ) -> list[EngineResult]:
-        """Answer one prompt at many cells from one prefill. A cell's answer does not depend on the other cells."""
+        """Answer one prompt at many cells from one prefill. A cell's answer does not depend on the other cells.
+
+        Where `read_ahead` was told of another question about this context, what was computed of it is kept for that one.
+        """
         return self._answer(prompt, cells, decoding, example_id, "sweep")
+
+    def read_ahead(self, prompt: Prompt) -> None:
+        """Tokenise the prompt that comes after the one that is swept next, while that one is computed."""
+        # Room for the prompt at hand and the one behind it.
+        self._ahead = [*self._ahead[-1:], (prompt, self._reader.submit(self._tokens, prompt))]
+
+    def _tokens(self, prompt: Prompt) -> _Tokens:
+        prompt_ids = self.tokenizer.prompt_ids(prompt, self.scope)
+        return prompt_ids, self.tokenizer.unknown_share(prompt_ids.ids)
+
+    def _read(self, prompt: Prompt) -> _Tokens:
+        """The prompt's tokens, from ahead where they are; whatever went wrong there is raised here."""
+        for number, (ahead, tokens) in enumerate(self._ahead):
+            if ahead is prompt:
+                del self._ahead[: number + 1]
+                return tokens.result()
+        return self._tokens(prompt)
+
+    def _next_shares(self, prompt: Prompt) -> bool:
+        """Whether the next prompt is another question about this one's context."""
+        context = context_of(prompt) if self.scope == "context" else None
+        return context is not None and any(context_of(ahead) == context for ahead, _ in self._ahead)
 
     @property
     def computation(self) -> dict[str, Any]:
@@ -129,9 +163,13 @@ class LocalEngine(BaseEngine):
     ) -> list[EngineResult]:
         own_cells = [self._checked(cell) for cell in cells]
         begin = time.perf_counter()
-        prompt_ids = self.tokenizer.prompt_ids(prompt, self.scope)
-        unknown = {"unknown_share": self.tokenizer.unknown_share(prompt_ids.ids)}
+        prompt_ids, unknown_share = self._read(prompt)
+        unknown = {"unknown_share": unknown_share}
         check_vocabulary(unknown, self.unknown_token_limit, example_id)
+        if timing_scope == "request":
+            # Its timings are its own, and whoever asks again may do so in a day: nothing is taken over or kept.
+            self.contexts.forget()
+        self.contexts.wanted = timing_scope == "sweep" and self._next_shares(prompt)
         try:
             ending = self._ending(decoding, observe)
             answers = self._swept(prompt_ids, own_cells, ending, example_id, begin, timing_scope)
@@ -139,8 +177,12 @@ class LocalEngine(BaseEngine):
         except UserError:
             raise
         except Exception as error:
-            # Out of memory, an over-long prompt: failed rows of this example, and the next one runs.
+            # Out of memory, an over-long prompt: failed rows of this example, and the next one runs, from the beginning.
+            self.contexts.wanted = False
             return [EngineResult.failed(error, len(prompt_ids.ids), timing_scope) for _ in cells]
+        finally:
+            if not self.contexts.wanted:
+                self.contexts.forget()
 
     def _swept(
         self,
@@ -155,7 +197,8 @@ class LocalEngine(BaseEngine):
         ids = prompt_ids.ids
         if not 1 <= len(ids) <= self.longest:
             raise ValueError(
-                f"the prompt has {len(ids)} tokens; the model reads 1 to {self.longest} (max_position_embeddings)"
+                f"the prompt has {len(ids)} tokens; the model reads 1 to {self.longest} (max_position_embeddings); "
+                "leave such prompts out (dataset.max_tokens) or cut them (protocol.max_length_tokens)"
             )
         split = split_prompt(len(ids), prompt_ids.context_len, self.scope, self.first_token)
         for cell in cells:

@@ -52,10 +52,10 @@ class ReferenceEngine(LocalEngine):
             **super().provenance(),
             "dtype": "float32",
             "numpy": np.__version__,
-            "tokenizer_hash": self.tokenizer.content_hash,
+            **self.tokenizer.provenance,
         }
 
     def _sweep_cells(
         self, ids: Sequence[int], split: Split, cells: Sequence[Cell], ending: Ending, example_id: str
     ) -> Swept:
-        return sweep_cells(self.model, ids, split, cells, self.parameters, ending, example_id)
+        return sweep_cells(self.model, ids, split, cells, self.parameters, ending, example_id, self.contexts)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kv_transition.budgets import kept_tokens
 from kv_transition.engines.base import Cell
+from kv_transition.engines.contexts import SharedContext, is_drawn
 from kv_transition.engines.evictions import EVICTIONS, LayerPrefill
 from kv_transition.engines.greedy import Answer, Ending, decode_cells
 from kv_transition.engines.llama import Llama
@@ -107,23 +108,31 @@ class Compressor:
     ----------
     cells : cells whose budget is active, and uncompressed ones (which keep everything).
     parameters : method -> hyper-parameters.
+    keep_whole : hold on to every layer's whole keys and values; else they go when the layer is done.
 
     Attributes
     ----------
     caches : in the order of `cells`.
+    whole : keys and values of each layer, (K, n, d) each, where they are kept.
     seconds : method -> time spent on it.
     """
 
     def __init__(
-        self, cells: Sequence[Cell], split: Split, parameters: Mapping[str, Mapping[str, int]]
+        self,
+        cells: Sequence[Cell],
+        split: Split,
+        parameters: Mapping[str, Mapping[str, int]],
+        keep_whole: bool = False,
     ) -> None:
         keeps = [split.requested(cell) for cell in cells]
         self.caches = [
             CellCache(cell, None if keep is None else keep - split.refed)
             for cell, keep in zip(cells, keeps, strict=True)
         ]
+        self.whole: list[tuple[Array, Array]] = []
         self.seconds: dict[str, float] = defaultdict(float)
         self._parameters = parameters
+        self._keep_whole = keep_whole
 
     @property
     def needs_received(self) -> bool:
@@ -133,8 +142,24 @@ class Compressor:
         )
 
     def __call__(self, layer: LayerPrefill) -> None:
-        scores: dict[tuple[str, int], Array] = {}
+        if self._keep_whole:
+            self.whole.append((layer.keys, layer.values))
+        self._cut_all(self.caches, layer)
+
+    def take_over(self, earlier: Compressed, example_id: str) -> None:
+        """What an earlier question left of the same context; drawn cells are cut for this example."""
+        kept = {cache.cell: cache for cache in earlier.caches}
         for cache in self.caches:
+            if not is_drawn(cache.cell):
+                cache.layers = list(kept[cache.cell].layers)
+        self.whole = earlier.whole
+        drawn = [cache for cache in self.caches if is_drawn(cache.cell)]
+        for index, (keys, values) in enumerate(self.whole if drawn else []):
+            self._cut_all(drawn, LayerPrefill(index, example_id, keys[:, :0], keys, values))
+
+    def _cut_all(self, caches: Sequence[CellCache], layer: LayerPrefill) -> None:
+        scores: dict[tuple[str, int], Array] = {}
+        for cache in caches:
             begin = time.perf_counter()
             if cache.error is None:
                 try:
@@ -157,6 +182,22 @@ class Compressor:
         positions = eviction.select(scores[method, replicate], cache.keep)
         heads = np.arange(len(layer.keys))[:, None]
         return layer.keys[heads, positions], layer.values[heads, positions]
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What a compressed context is to the next question about it; nothing writes to these arrays.
+
+    Attributes
+    ----------
+    logits : (vocabulary,) after the context's last token.
+    caches : every cell's.
+    whole : keys and values of each layer before any eviction, for cells that are drawn anew.
+    """
+
+    logits: Array
+    caches: list[CellCache]
+    whole: list[tuple[Array, Array]]
 
 
 class KeptCache(Protocol):
@@ -210,15 +251,30 @@ def sweep_cells(
     parameters: Mapping[str, Mapping[str, int]],
     ending: Ending,
     example_id: str,
+    contexts: SharedContext[Compressed] | None = None,
 ) -> Swept:
-    """Answer one prompt at distinct cells, each active or uncompressed: one prefill, one batch of decoding."""
+    """Answer one prompt at distinct cells, each active or uncompressed: one prefill, one batch of decoding.
+
+    Parameters
+    ----------
+    contexts : what the question before left of its context; where that is this prompt's too, there is no prefill.
+    """
     start = time.perf_counter()
-    compressor = Compressor(cells, split, parameters)
+    contexts = contexts or SharedContext()
+    drawn = any(is_drawn(cell) for cell in cells)
+    compressor = Compressor(cells, split, parameters, keep_whole=contexts.wanted and drawn)
     prompt, tail = ids[: split.press_len], ids[split.press_len :]
-    logits = model.prefill(prompt, compressor, example_id, compressor.needs_received)
+    earlier = contexts.remembered(ids, split, cells)
+    if earlier is None:
+        logits = model.prefill(prompt, compressor, example_id, compressor.needs_received)
+    else:
+        logits = earlier.logits
+        compressor.take_over(earlier, example_id)
     prefilled = time.perf_counter()
     for cache in compressor.caches:
         cache.check()
+    if earlier is None and all(cache.error is None for cache in compressor.caches):
+        contexts.remember(ids, split, cells, Compressed(logits, compressor.caches, compressor.whole))
     first: list[float] = []
     answers = decode_cells(
         model,
@@ -233,7 +289,7 @@ def sweep_cells(
     return Swept(
         caches={cache.cell: cache for cache in compressor.caches},
         answers={cells[number]: answer for number, answer in answers.items()},
-        prefill_s=prefilled - start - sum(compressor.seconds.values()),
+        prefill_s=0.0 if earlier else prefilled - start - sum(compressor.seconds.values()),
         compress_s=compressor.seconds,
         decode_s=end - prefilled,
         first_token=first[0] if first else None,

@@ -13,6 +13,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -165,3 +166,38 @@ class Journal:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class BackgroundWriter:
+    """Appends to a journal while the next rows are computed: one append is under way, at most one more waits.
+
+    However the `with` block is left, by an interruption too, it ends when everything handed over has been written.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._last: Future[None] | None = None
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Hand over rows, then wait for those before them.
+
+        Raises
+        ------
+        UserError
+            As `Journal.append` does, of the rows handed over before.
+        """
+        # In this order, because an interrupted wait must not lose the rows at hand.
+        before, self._last = self._last, self._thread.submit(self._journal.append, rows)
+        if before is not None:
+            before.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()
+        if kind is None and self._last is not None:
+            self._last.result()

@@ -18,12 +18,13 @@ from kv_transition.data.prompts import Prompt
 from kv_transition.data.protocol import TaskProtocol, load_protocol
 from kv_transition.data.tokenizer import ModelTokenizer
 from kv_transition.engines.base import BaseEngine, Decoding, check_vocabulary
+from kv_transition.engines.contexts import context_of
 from kv_transition.engines.endpoints import build_engine
 from kv_transition.engines.kvpress_settings import resolved_engine
 from kv_transition.engines.text_level import TEXT_METHODS
 from kv_transition.errors import UserError
 from kv_transition.files import canonical_json
-from kv_transition.run.journal import Journal, has_answer
+from kv_transition.run.journal import BackgroundWriter, Journal, has_answer
 from kv_transition.run.requests import ExampleRequests, Request, journal_row, requests_of_example
 from kv_transition.run.responses import response_row, within_budget, write_responses
 from kv_transition.run.served import Served
@@ -32,11 +33,13 @@ log = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = 10.0
 FULL = ("full", "full")
+#: The settings' section `http`, where a server is asked, and engine.decode_batch.
+BESIDE = ("http", "decode_batch")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Every `count`-th example of a task's manifest, beginning with the `index`-th.
+    """The `index`-th of `count` parts of a task's manifest; which examples those are, :func:`shard_numbers` says.
 
     Attributes
     ----------
@@ -59,7 +62,7 @@ class Shard:
         index: int,
         tables: Sequence[str | Path],
         params: Any,
-        http: Mapping[str, Any] | None = None,
+        beside: Mapping[str, Any] | None = None,
     ) -> Shard:
         """The shard of a workflow job.
 
@@ -67,7 +70,7 @@ class Shard:
         ----------
         tables : the file with LongBench's prompt tables, none where the protocol needs none.
         params : with the attributes answer, shards and model_sha256.
-        http : the settings' section of that name, where a server is asked; it is no part of the answer.
+        beside : settings that say how an answer is had and are no part of it, by the names of `BESIDE`.
         """
         manifest = read_manifest(manifest_path)
         section = params.answer["protocol"]
@@ -76,7 +79,7 @@ class Shard:
             manifest=manifest,
             index=index,
             count=params.shards,
-            answer=params.answer if http is None else {**params.answer, "http": http},
+            answer={**params.answer, **(beside or {})},
             model_sha256=params.model_sha256,
             protocol=load_protocol(section, table, manifest.task, section["model_name"]),
         )
@@ -108,7 +111,9 @@ class Shard:
 
     def examples(self) -> list[Example]:
         """The shard's examples, in the manifest's order."""
-        return self.manifest.examples[self.index :: self.count]
+        examples = self.manifest.examples
+        numbers = shard_numbers(examples, self.count, self.answer["kv"]["scope"])
+        return [example for example, number in zip(examples, numbers, strict=True) if number == self.index]
 
     def requests(self, cells: Sequence[tuple[str, str]]) -> list[ExampleRequests]:
         """Every request of the shard, example by example."""
@@ -136,6 +141,16 @@ class Shard:
     def journal(self, root: str | Path) -> Journal:
         """The journal of the shard's model and engine."""
         return Journal(Path(root) / f"{self.answer['engine']['kind']}-{self.model_sha256[:16]}")
+
+
+def shard_numbers(examples: Sequence[Example], count: int, scope: str) -> list[int]:
+    """The shard of each example, 0 to `count` - 1: by turns, in scope `context` with all questions about a context in one."""
+    if scope != "context":
+        return [number % count for number in range(len(examples))]
+    contexts = {
+        cluster: number for number, cluster in enumerate(dict.fromkeys(e.cluster_id for e in examples))
+    }
+    return [contexts[example.cluster_id] % count for example in examples]
 
 
 def infer_shard(
@@ -189,51 +204,77 @@ def infer_shard(
     return missing
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What the journal lacks of one prompt of an example."""
+
+    example_id: str
+    prompt: Prompt
+    requests: list[Request]
+
+
 def _compute(
     lacking: Sequence[ExampleRequests],
-    known: Mapping[str, Any],
+    known: Container[str],
     engine: BaseEngine,
     answer: Mapping[str, Any],
     journal: Journal,
 ) -> Iterator[Mapping[str, Any]]:
-    """Yield journal rows that are on the disk, one example after another."""
+    """Yield the journal rows of one prompt after another; when the last one is drawn, all are on the disk."""
     decoding = Decoding.of(answer["decoding"])
     provenance = engine.provenance()
     started = reported = time.monotonic()
     failures = 0
-    # Without their contexts two examples may ask the same.
-    answered = set(known)
-    for done, example in enumerate(lacking, 1):
-        rows: list[dict[str, Any]] = []
-        for prompt, group in _by_prompt(example, answered):
-            results = engine.sweep(prompt, [request.cell for request in group], decoding, example.example_id)
-            rows += [
+    steps = _steps(lacking, known)
+    if answer["kv"]["scope"] == "context":
+        steps = _by_context(steps)
+    with BackgroundWriter(journal) as writer:
+        for done, step in enumerate(steps, 1):
+            if done < len(steps):
+                engine.read_ahead(steps[done].prompt)
+            cells = [request.cell for request in step.requests]
+            results = engine.sweep(step.prompt, cells, decoding, step.example_id)
+            rows = [
                 journal_row(request, result, provenance)
-                for request, result in zip(group, results, strict=True)
+                for request, result in zip(step.requests, results, strict=True)
             ]
-        failures += sum(row["result"]["failure"] is not None for row in rows)
-        journal.append(rows)
-        answered |= {row["key"] for row in rows}
-        yield from rows
-        now = time.monotonic()
-        if now - reported > PROGRESS_EVERY_S or done == len(lacking):
-            reported = now
-            left = (now - started) / done * (len(lacking) - done)
-            log.info(
-                "%d of %d examples, %d failed requests, about %.0f s left", done, len(lacking), failures, left
-            )
+            writer.append(rows)
+            yield from rows
+            failures += sum(row["result"]["failure"] is not None for row in rows)
+            now = time.monotonic()
+            if now - reported > PROGRESS_EVERY_S or done == len(steps):
+                reported = now
+                left = (now - started) / done * (len(steps) - done)
+                log.info(
+                    "%d of %d prompts, %d failed requests, about %.0f s left",
+                    *(done, len(steps), failures, left),
+                )
 
 
-def _by_prompt(example: ExampleRequests, known: Container[str]) -> list[tuple[Prompt, list[Request]]]:
-    """What the journal lacks of an example, one group for each prompt, and each answer once."""
-    groups: dict[tuple[str | None, int | None], tuple[Prompt, list[Request]]] = {}
-    taken = set()
-    for request in example.asked:
-        if request.prompt is not None and request.key not in known and request.key not in taken:
-            taken.add(request.key)
-            same = request.prompt_hash, request.prompt.context_end
-            groups.setdefault(same, (request.prompt, []))[1].append(request)
-    return list(groups.values())
+def _steps(lacking: Sequence[ExampleRequests], known: Container[str]) -> list[_Step]:
+    """What the journal lacks, one step for each prompt of each example, and each answer once."""
+    # Without their contexts two examples may ask the same.
+    taken: set[str | None] = set()
+    steps: list[_Step] = []
+    for example in lacking:
+        groups: dict[tuple[str | None, int | None], _Step] = {}
+        for request in example.asked:
+            if request.prompt is not None and request.key not in known and request.key not in taken:
+                taken.add(request.key)
+                same = request.prompt_hash, request.prompt.context_end
+                step = groups.setdefault(same, _Step(example.example_id, request.prompt, []))
+                step.requests.append(request)
+        steps += groups.values()
+    return steps
+
+
+def _by_context(steps: Sequence[_Step]) -> list[_Step]:
+    """The same steps with the questions about one context together, in the place of the first of them."""
+    groups: dict[object, list[_Step]] = {}
+    for number, step in enumerate(steps):
+        context = context_of(step.prompt)
+        groups.setdefault(number if context is None else context, []).append(step)
+    return [step for group in groups.values() for step in group]
 
 
 def _write(
@@ -244,7 +285,7 @@ def _write(
 ) -> None:
     manifest = shard.manifest
     # How a server was reached is in each row (`engine`): what was asked elsewhere is written again with the same bytes.
-    answer = {name: value for name, value in shard.settled.items() if name != "http"}
+    answer = {name: value for name, value in shard.settled.items() if name not in BESIDE}
     metadata = {
         "answer": canonical_json({**answer, "model_sha256": shard.model_sha256}),
         "task": manifest.task,
@@ -267,20 +308,28 @@ def _check_failures(
 ) -> None:
     failed: dict[tuple[str, str], list[str]] = defaultdict(list)
     counts: dict[tuple[str, str], int] = defaultdict(int)
-    for request in (request for example in work for request in example.asked):
-        cell = request.method, request.budget
-        counts[cell] += 1
-        row = shard.answered(request, known)
-        if row and row["result"]["failure"]:
-            failed[cell].append(f"{row['result']['failure']}: {row['result']['error']}")
-    for cell, errors in failed.items():
+    for example in work:
+        rows = [(request, shard.answered(request, known)) for request in example.asked]
+        errors = [
+            ((request.method, request.budget), f"{row['result']['failure']}: {row['result']['error']}")
+            for request, row in rows
+            if row and row["result"]["failure"]
+        ]
+        if run["allow_failed_reference"] and any(cell == FULL for cell, _ in errors):
+            # What the full cache cannot answer, no budget can: the whole example is let through.
+            continue
+        for request, _ in rows:
+            counts[request.method, request.budget] += 1
+        for cell, error in errors:
+            failed[cell].append(error)
+    for cell, errors_of_cell in failed.items():
         reference = cell[0] in UNCOMPRESSED
         if reference and run["allow_failed_reference"]:
             continue
         limit = 0.0 if reference else run["max_failure_rate"]
-        if len(errors) > limit * counts[cell]:
+        if len(errors_of_cell) > limit * counts[cell]:
             key = "run.allow_failed_reference" if reference else "run.max_failure_rate"
             raise UserError(
-                f"{shard.manifest.task} {cell[0]} {cell[1]}: {len(errors)} of {counts[cell]} requests failed, which {key} does not allow; "
-                f"the first: {errors[0]}. Good answers are in the journal; run the same command again to retry the others"
+                f"{shard.manifest.task} {cell[0]} {cell[1]}: {len(errors_of_cell)} of {counts[cell]} requests failed, which {key} does not allow; "
+                f"the first: {errors_of_cell[0]}. Good answers are in the journal; run the same command again to retry the others"
             )

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kv_transition.budgets import kept_tokens
 from kv_transition.engines.base import BaseEngine, Decoding, EngineResult, Timings
 from kv_transition.run.concurrent import Progress, answer_concurrently
 from kv_transition.run.journal import Journal
-from kv_transition.run.probe import EXAMPLES, ProbeAnswer, probe
 from kv_transition.run.requests import ExampleRequests, Request, journal_row
+
+if TYPE_CHECKING:
+    from kv_transition.run.probe import ProbeAnswer
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +99,8 @@ class Served:
 
         Only the full cache's answers are expected to end: with less of the text or of the cache a model may ramble.
         """
+        from kv_transition.run.probe import EXAMPLES, probe
+
         head = next(iter(todo.values()))
         cell = head.cell
         first = {}

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kv_transition.errors import UserError
-from kv_transition.schema_http import VARIABLE_NAME
 
 if TYPE_CHECKING:
     import uvicorn
@@ -199,6 +198,8 @@ def _engine(arguments: argparse.Namespace) -> LocalEngine:
 def _key(variable: str | None) -> str | None:
     if variable is None:
         return None
+    from kv_transition.schema_http import VARIABLE_NAME
+
     if not VARIABLE_NAME.fullmatch(variable):
         raise UserError("--api-key-env: give the name of an environment variable, never the key itself")
     key = os.environ.get(variable, "").strip()
