@@ -1,6 +1,6 @@
 """
 REQUIRED INPUTS: scores and manifests of all tasks.
-OUTPUTS: results/<id>/analysis/*.parquet (TABLES), results/<id>/figures/*.{svg,png,csv,txt} (PLOTS, each for every task)
+OUTPUTS: results/<id>/analysis/*.parquet (TABLES, NOISE_TABLES), results/<id>/figures/*.{svg,png,csv,txt} (PLOTS, each for every task)
 """
 
 SCORES = expand(FILES.scores("{task}"), task=TASKS)
@@ -15,6 +15,8 @@ TABLES = [
     "macro",
     "costs",
 ]
+#: The noise floor, where the computation is not known to be in float32.
+NOISE_TABLES = ["noise_floor"] if NOISE else []
 FIGURE_TABLES = [table for table in TABLES if table not in ("lossless", "macro")]
 PLOTS = [
     "score_vs_budget",
@@ -38,6 +40,8 @@ rule bin_stats:
         table=FILES.analysis("bin_stats"),
     log:
         FILES.log("bin_stats"),
+    benchmark:
+        FILES.benchmark("bin_stats")
     localrule: True
     conda:
         "../envs/kv-transition.yaml"
@@ -57,6 +61,8 @@ rule retention:
         table=FILES.analysis("retention"),
     log:
         FILES.log("retention"),
+    benchmark:
+        FILES.benchmark("retention")
     localrule: True
     conda:
         "../envs/kv-transition.yaml"
@@ -76,6 +82,8 @@ rule transition:
         table=FILES.analysis("transition"),
     log:
         FILES.log("transition"),
+    benchmark:
+        FILES.benchmark("transition")
     localrule: True
     conda:
         "../envs/kv-transition.yaml"
@@ -96,6 +104,8 @@ rule paired_tests:
         lossless=FILES.analysis("lossless"),
     log:
         FILES.log("paired_tests"),
+    benchmark:
+        FILES.benchmark("paired_tests")
     localrule: True
     conda:
         "../envs/kv-transition.yaml"
@@ -116,6 +126,8 @@ rule effect_models:
         macro=FILES.analysis("macro"),
     log:
         FILES.log("effect_models"),
+    benchmark:
+        FILES.benchmark("effect_models")
     localrule: True
     conda:
         "../envs/kv-transition.yaml"
@@ -135,6 +147,8 @@ rule costs:
         table=FILES.analysis("costs"),
     log:
         FILES.log("costs"),
+    benchmark:
+        FILES.benchmark("costs")
     localrule: True
     conda:
         "../envs/kv-transition.yaml"
@@ -143,6 +157,36 @@ rule costs:
         code=code_version("costs"),
     script:
         "../scripts/costs.py"
+
+
+if NOISE:
+
+    rule noise_floor:
+        """How far scores move when only the arithmetic of the full cache changes."""
+        input:
+            manifests=MANIFESTS,
+            answers=expand(
+                FILES.responses("{task}", "full/full", "{shard}"),
+                task=TASKS,
+                shard=SHARDS,
+            ),
+            noise=NOISE,
+        output:
+            table=FILES.analysis("noise_floor"),
+        log:
+            FILES.log("noise_floor"),
+        benchmark:
+            FILES.benchmark("noise_floor")
+        localrule: True
+        conda:
+            "../envs/kv-transition.yaml"
+        params:
+            analysis=slices.table_slice(settings, "noise_floor"),
+            scoring=settings.scoring.model_dump(mode="json"),
+            score_code=code_version("score_task"),
+            code=code_version("noise_floor"),
+        script:
+            "../scripts/noise_floor.py"
 
 
 rule plot_figures:
@@ -168,6 +212,8 @@ rule plot_figures:
         ),
     log:
         FILES.log("plot_figures", "{task}"),
+    benchmark:
+        FILES.benchmark("plot_figures", "{task}")
     localrule: True
     conda:
         "../envs/kv-transition.yaml"
@@ -181,5 +227,5 @@ rule plot_figures:
 rule all_analysis:
     """Target: every table and figure (command `analyze`)."""
     input:
-        expand(FILES.analysis("{table}"), table=TABLES),
+        expand(FILES.analysis("{table}"), table=[*TABLES, *NOISE_TABLES]),
         expand(FILES.figure("{plot}__{task}", "svg"), plot=PLOTS, task=TASKS),

@@ -14,6 +14,8 @@ rule normalize_task:
         examples=FILES.examples("{task}"),
     log:
         FILES.log("normalize_task", "{task}"),
+    benchmark:
+        FILES.benchmark("normalize_task", "{task}")
     localrule: True
     conda:
         "../envs/kv-transition.yaml"
@@ -39,6 +41,8 @@ if settings.record_source == "manifest":
             manifest=FILES.manifest("{task}"),
         log:
             FILES.log("build_manifest", "{task}"),
+        benchmark:
+            FILES.benchmark("build_manifest", "{task}")
         localrule: True
         conda:
             "../envs/kv-transition.yaml"
@@ -60,6 +64,8 @@ else:
             manifest=FILES.manifest("{task}"),
         log:
             FILES.log("build_manifest", "{task}"),
+        benchmark:
+            FILES.benchmark("build_manifest", "{task}")
         localrule: True
         conda:
             "../envs/kv-transition.yaml"

@@ -7,7 +7,7 @@ OUTPUTS: results/<id>/kv_transition.sqlite
 rule assemble_database:
     """Everything in one SQLite file, rebuilt whole, checked, then moved into place."""
     input:
-        **{table: FILES.analysis(table) for table in TABLES},
+        **{table: FILES.analysis(table) for table in [*TABLES, *NOISE_TABLES]},
         manifests=MANIFESTS,
         responses=RESPONSES,
         scores=SCORES,
@@ -15,6 +15,8 @@ rule assemble_database:
         database=paths.db_path(settings.experiment.id, settings.db.path),
     log:
         FILES.log("assemble_database"),
+    benchmark:
+        FILES.benchmark("assemble_database")
     localrule: True
     conda:
         "../envs/kv-transition.yaml"

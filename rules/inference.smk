@@ -1,7 +1,8 @@
 """
 REQUIRED INPUTS: a task's manifest, the model's files (engine.kind openai_compat: a server; published: the files of the
                  results).
-OUTPUTS: results/<id>/responses/<task>/<method>/<budget>/<shard>.parquet, a view of the journal
+OUTPUTS: results/<id>/responses/<task>/<method>/<budget>/<shard>.parquet, a view of the journal;
+         results/<id>/noise/<task>.parquet where engine.kind kvpress does not compute in float32
 
 The parameters hold what determines an answer, never the lists of methods, budgets or tasks: adding one makes missing
 outputs, removing one reruns nothing, and the journal decides what is computed.
@@ -25,6 +26,8 @@ if settings.engine.kind == "published":
             expand(FILES.responses("{{task}}", "{cell}", "{{shard}}"), cell=CELLS),
         log:
             FILES.log("import_published", "{task}", "{shard}"),
+        benchmark:
+            FILES.benchmark("import_published", "{task}", "{shard}")
         conda:
             "../envs/kv-transition.yaml"
         resources:
@@ -50,6 +53,8 @@ elif settings.engine.kind == "openai_compat":
             FILES.responses("{task}", "{method}/{budget}", "{shard}"),
         log:
             FILES.log("infer_shard", "{task}", "{method}", "{budget}", "{shard}"),
+        benchmark:
+            FILES.benchmark("infer_shard", "{task}", "{method}", "{budget}", "{shard}")
         conda:
             "../envs/kv-transition.yaml"
         resources:
@@ -76,6 +81,8 @@ else:
             expand(FILES.responses("{{task}}", "{cell}", "{{shard}}"), cell=CELLS),
         log:
             FILES.log("infer_sweep", "{task}", "{shard}"),
+        benchmark:
+            FILES.benchmark("infer_sweep", "{task}", "{shard}")
         conda:
             "../envs/kv-transition.yaml"
         threads: settings.run.threads
@@ -91,7 +98,43 @@ else:
             "../scripts/infer_sweep.py"
 
 
+#: Answers of the full cache, computed a second way; none where float32 needs no noise floor.
+NOISE = expand(
+    FILES.noise("{task}"), task=TASKS if settings.engine.measures_noise else []
+)
+
+if NOISE:
+
+    rule infer_noise:
+        """Some full-cache answers of a task once more, with the other implementation of attention; the journal first."""
+        input:
+            manifest=FILES.manifest("{task}"),
+            model=ancient(MODEL_FILES),
+            protocol=PROTOCOL_TABLES,
+        output:
+            answers=FILES.noise("{task}"),
+        log:
+            FILES.log("infer_noise", "{task}"),
+        benchmark:
+            FILES.benchmark("infer_noise", "{task}")
+        conda:
+            "../envs/kv-transition.yaml"
+        threads: settings.run.threads
+        resources:
+            **cluster_resources(settings.cluster.inference),
+            **gpu_request(settings.cluster.inference),
+        params:
+            answer=lambda wildcards: slices.answer_slice(settings, wildcards.task),
+            model_sha256=MODEL_SHA256,
+            shards=1,
+            examples=settings.engine.noise_examples,
+            code=code_version("infer_noise"),
+        script:
+            "../scripts/infer_noise.py"
+
+
 rule all_responses:
     """Target: every answer (command `run`)."""
     input:
         RESPONSES,
+        NOISE,

@@ -10,6 +10,8 @@ rule save_config:
         config=FILES.config(),
     log:
         FILES.log("save_config"),
+    benchmark:
+        FILES.benchmark("save_config")
     localrule: True
     conda:
         "../envs/kv-transition.yaml"
@@ -23,7 +25,7 @@ rule save_config:
 rule build_report:
     """The written report of the experiment."""
     input:
-        **{table: FILES.analysis(table) for table in TABLES},
+        **{table: FILES.analysis(table) for table in [*TABLES, *NOISE_TABLES]},
         config=FILES.config(),
         answers=expand(
             FILES.responses("{task}", "full/full", "{shard}"), task=TASKS, shard=SHARDS
@@ -42,6 +44,8 @@ rule build_report:
         report=FILES.report(),
     log:
         FILES.log("build_report"),
+    benchmark:
+        FILES.benchmark("build_report")
     localrule: True
     conda:
         "../envs/kv-transition.yaml"
@@ -71,6 +75,8 @@ rule build_html:
         ),
     log:
         FILES.log("build_html"),
+    benchmark:
+        FILES.benchmark("build_html")
     localrule: True
     conda:
         "../envs/kv-transition.yaml"
@@ -91,6 +97,8 @@ rule copy_report:
         page=paths.report_html_copy(),
     log:
         FILES.log("copy_report"),
+    benchmark:
+        FILES.benchmark("copy_report")
     localrule: True
     conda:
         "../envs/kv-transition.yaml"

@@ -15,6 +15,8 @@ if settings.record_source == "hub":
             ),
         log:
             FILES.log("retrieve_longbench", "{task}"),
+        benchmark:
+            FILES.benchmark("retrieve_longbench", "{task}")
         localrule: True
         conda:
             "../envs/kv-transition.yaml"
@@ -35,6 +37,8 @@ if settings.record_source == "synthetic":
             records=FILES.made_records("{task}"),
         log:
             FILES.log("make_synthetic", "{task}"),
+        benchmark:
+            FILES.benchmark("make_synthetic", "{task}")
         localrule: True
         conda:
             "../envs/kv-transition.yaml"
@@ -57,6 +61,8 @@ if settings.record_source == "published":
             records=FILES.made_records("{task}"),
         log:
             FILES.log("published_records", "{task}"),
+        benchmark:
+            FILES.benchmark("published_records", "{task}")
         localrule: True
         conda:
             "../envs/kv-transition.yaml"
@@ -85,6 +91,8 @@ if PROTOCOL_TABLES:
             tables=paths.protocol_tables(),
         log:
             FILES.log("retrieve_protocol"),
+        benchmark:
+            FILES.benchmark("retrieve_protocol")
         localrule: True
         conda:
             "../envs/kv-transition.yaml"
@@ -101,6 +109,8 @@ rule train_tiny_reader:
         folder=directory("results/tiny-reader"),
     log:
         "results/logs/train_tiny_reader.log",
+    benchmark:
+        "results/benchmarks/train_tiny_reader.tsv"
     conda:
         "../envs/kv-transition.yaml"
     threads: 2

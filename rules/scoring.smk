@@ -15,6 +15,8 @@ rule score_task:
         scores=FILES.scores("{task}"),
     log:
         FILES.log("score_task", "{task}"),
+    benchmark:
+        FILES.benchmark("score_task", "{task}")
     conda:
         "../envs/kv-transition.yaml"
     resources:

@@ -2,8 +2,8 @@
 
 from kv_transition.data.manifest import read_manifest
 from kv_transition.report.build import build_report, drawn_figures
-from kv_transition.report.provenance import answered_by, collect
-from kv_transition.report.study import TABLES
+from kv_transition.report.provenance import answered_by, collect, model_remarks
+from kv_transition.report.study import NOISE_FLOOR, TABLES
 from kv_transition.run.import_published import import_warnings
 from kv_transition.run.script import job
 
@@ -19,8 +19,8 @@ with job(snakemake) as j:
         provenance=collect(j.params.settings, facts),
         manifests=list(j.input.manifests),
         scores=list(j.input.scores),
-        tables={name: j.input[name] for name in TABLES},
+        tables={name: path for name, path in j.input.items() if name in (*TABLES, NOISE_FLOOR)},
         figures=drawn_figures(list(j.input.figures)),
-        notes=import_warnings(list(j.input.imported)),
+        notes=[*import_warnings(list(j.input.imported)), *model_remarks(list(j.input.answers))],
         out=j.output.report,
     )

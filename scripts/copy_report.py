@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kv_transition.files import write_text
-from kv_transition.report.build import write_report_copy
+from kv_transition.report.copy import write_report_copy
 from kv_transition.run.script import job
 
 with job(snakemake) as j:

@@ -95,6 +95,10 @@ class ExperimentPaths:
         """`cell` is `<method>/<budget label>`."""
         return self._in("responses", task, *cell.split("/"), f"{shard}.parquet")
 
+    def noise(self, task: str) -> str:
+        """Answers of the full cache, computed a second way."""
+        return self._in("noise", f"{task}.parquet")
+
     def scores(self, task: str) -> str:
         return self._in("scores", f"{task}.parquet")
 
@@ -120,6 +124,10 @@ class ExperimentPaths:
 
     def log(self, *parts: str) -> str:
         return self._in("logs", *parts[:-1], f"{parts[-1]}.log")
+
+    def benchmark(self, *parts: str) -> str:
+        """Time and memory of a job, as Snakemake's `benchmark:` measures them; the input of no rule."""
+        return self._in("benchmarks", *parts[:-1], f"{parts[-1]}.tsv")
 
 
 def cell_of_response(path: str | Path) -> tuple[str, str]:

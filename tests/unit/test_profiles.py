@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 #: Rules that are jobs on a cluster: they load the model, ask the server, or read every answer of a task.
-JOBS = {"infer_sweep", "infer_shard", "import_published", "score_task", "train_tiny_reader"}
+JOBS = {"infer_sweep", "infer_shard", "infer_noise", "import_published", "score_task", "train_tiny_reader"}
 
 
 def profile(root: Path, name: str) -> dict:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from kv_transition.errors import UserError
 from kv_transition.files import read_parquet, write_parquet
-from kv_transition.report.build import build_report, command, write_report_copy
+from kv_transition.report.build import build_report, command
+from kv_transition.report.copy import write_report_copy
 from kv_transition.report.markdown import escape_text, move_links, table
 from kv_transition.report.provenance import cleaned, collect, git_state
 

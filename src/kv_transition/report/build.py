@@ -17,8 +17,9 @@ from kv_transition.report.claims import lossless_table
 from kv_transition.report.comparisons import comparison_table, comparison_words, steps_table
 from kv_transition.report.curve_shape import shape_table
 from kv_transition.report.length_law import law_conf, length_law_table, no_law_words
-from kv_transition.report.markdown import move_links, name_text, relative_link, table
+from kv_transition.report.markdown import name_text, relative_link, table
 from kv_transition.report.method_card import method_card
+from kv_transition.report.noise import floor_reminder, noise_over_tasks, noise_words
 from kv_transition.report.official import official_scores
 from kv_transition.report.per_method import method_summary
 from kv_transition.report.study import Study, read_study
@@ -107,6 +108,7 @@ def context(
             "mean": macro.macro_table(study),
             "retention": macro.macro_table(study, "R"),
             "full": macro.macro_reference(study),
+            "noise": noise_over_tasks(study),
         },
         "law_conf": law_conf(study),
         "fit_replicates": f"{int(settings['analysis']['fit_replicates']):,}",
@@ -153,6 +155,8 @@ def _task(study: Study, task: str, figures: list[dict[str, str]]) -> dict[str, A
         "figures": figures,
         "retention": page_tables.retention_table(study, task),
         "floor_retention": page_tables.floor_retention_table(study, task),
+        "noise": noise_words(study, task),
+        "noise_reminder": floor_reminder(study, task),
         "lossless": lossless_table(study, task),
         "looked_at": looked_at(curves, study.conf),
     }
@@ -265,9 +269,3 @@ def _value(value: object) -> object:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {item}" for key, item in sorted(value.items()))
     return ", ".join(str(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-def write_report_copy(src_report: str | Path, dst: str | Path) -> None:
-    """Copy a report to another place, whole or not at all, with its relative links leading to the same files."""
-    text = Path(src_report).read_text(encoding="utf-8")
-    write_text(dst, move_links(text, src_report, dst))

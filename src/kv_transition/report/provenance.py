@@ -67,6 +67,25 @@ def answered_by(responses: Sequence[str | Path]) -> dict[str, list[str]]:
     return {name: sorted(values) for name, values in found.items() if values}
 
 
+def model_remarks(responses: Sequence[str | Path]) -> list[str]:
+    """What has to be known of the model that computed the answers of response files: a sentence each."""
+    import pyarrow.parquet as pq
+
+    engines: set[str] = set()
+    for path in responses:
+        engines.update(pq.read_table(path, columns=["engine"])["engine"].drop_null().to_pylist())
+    facts = [json.loads(text) for text in sorted(engines)]
+    remarks = []
+    if any(fact.get("chat_template") == "none" for fact in facts):
+        remarks.append("The model has no chat template: prompts were asked as plain text.")
+    for name in sorted({fact["untested_model"] for fact in facts if "untested_model" in fact}):
+        remarks.append(
+            f"kvpress is not tested with models of class {name}. Before the run, its attention was compared with the model's own "
+            "on a short text, and they agreed."
+        )
+    return remarks
+
+
 def package_versions() -> dict[str, str]:
     """Versions of the installed packages that can change a result."""
     versions = {}

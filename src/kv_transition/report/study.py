@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 TABLES = (
     *("bin_stats", "retention", "transition", "paired_tests", "lossless", "effect_models", "macro", "costs"),
 )
+#: The table that only experiments in half precision have.
+NOISE_FLOOR = "noise_floor"
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Study:
     effect_models: pd.DataFrame
     macro: pd.DataFrame
     costs: pd.DataFrame
+    noise_floor: pd.DataFrame | None = None
 
     @property
     def policy(self) -> str:
@@ -100,19 +104,19 @@ class Study:
         """Share of failed requests above which a cell is unreliable."""
         return float(self.settings["analysis"]["max_infrastructure_failures"])
 
-    @property
+    @cached_property
     def tasks(self) -> list[str]:
         """Tasks in the order of the configuration, those with results."""
         found = set(self.bin_stats["task"])
         named = [task for task in self.settings["dataset"]["tasks"] if task in found]
         return named + sorted(found - set(named))
 
-    @property
+    @cached_property
     def methods(self) -> list[str]:
         """Methods with a budget, in the order of the figures."""
         return in_order(set(self.bin_stats["method"]) - set(UNCOMPRESSED))
 
-    @property
+    @cached_property
     def budgets(self) -> list[Budget]:
         """All budgets with results."""
         return sorted_budgets(list(self.bin_stats["budget"].unique()))
@@ -134,7 +138,8 @@ class Study:
 
     def methods_on(self, task: str) -> list[str]:
         """Methods with a budget that are applicable to a task."""
-        return [name for name in self.methods if name not in self.not_applicable(task)]
+        passed_over = self.not_applicable(task)
+        return [name for name in self.methods if name not in passed_over]
 
     def not_applicable(self, task: str) -> list[str]:
         """Methods that need something which the records of a task do not have."""
@@ -157,7 +162,14 @@ class Study:
 
     def bins(self, task: str) -> list[LengthBin]:
         """The length bins of a task."""
-        return length_bins(self.stats(task))
+        if task not in self._bins:
+            self._bins[task] = length_bins(self.stats(task))
+        return list(self._bins[task])
+
+    @cached_property
+    def _bins(self) -> dict[str, list[LengthBin]]:
+        """The length bins of the tasks that were asked for."""
+        return {}
 
     def pooled(self, table: pd.DataFrame) -> pd.DataFrame:
         """The rows over all lengths; those of the only bin where nothing was pooled."""
@@ -313,4 +325,5 @@ def read_study(
         manifests={document["task"]: document for document in documents},
         scores=pd.concat([read_parquet(path) for path in scores], ignore_index=True),
         **{name: read_parquet(tables[name]) for name in TABLES},
+        noise_floor=read_parquet(tables[NOISE_FLOOR]) if NOISE_FLOOR in tables else None,
     )
