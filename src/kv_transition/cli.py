@@ -7,12 +7,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from kv_transition import __version__, preflight
-from kv_transition.commands.workflow import snakemake_command
+from kv_transition import __version__
 from kv_transition.errors import UserError
 from kv_transition.paths import DEFAULT_CONFIG
 from kv_transition.serve import command as serve
-from kv_transition.settings import config_yaml, from_mapping, load_settings
 
 #: Stage command -> (target rule, what it makes).
 STAGES = {
@@ -222,6 +220,9 @@ def _analyze(known: argparse.Namespace, rest: list[str]) -> int:
 
 def _configured(known: argparse.Namespace, rest: Sequence[str]) -> int:
     """The commands on an experiment: validate, resolve, plan, and the stages."""
+    from kv_transition import preflight
+    from kv_transition.settings import config_yaml, from_mapping, load_settings
+
     config = known.configfile or str(DEFAULT_CONFIG)
     resolved = load_settings(config, known.override)
     if known.command == "resolve":
@@ -242,4 +243,6 @@ def _configured(known: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _build(target: str, config: str, overrides: Sequence[str], options: Sequence[str]) -> int:
     """Call Snakemake for a target."""
+    from kv_transition.commands.workflow import snakemake_command
+
     return subprocess.run(snakemake_command(target, config, overrides, options), check=False).returncode

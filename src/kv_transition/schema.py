@@ -146,7 +146,8 @@ class Run(Section):
         "journal", description="Folder of the append-only journal, shared by all experiments."
     )
     cache_dir: Text = Field(
-        "cache", description="Folder of the score cache and of file hashes; may be deleted."
+        "cache",
+        description="Folder of scores, prompt lengths and file hashes kept by content; may be deleted.",
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from prediction_files import line, records, write_lines
 
-from kv_transition import cli
+from kv_transition import cli, preflight
 from kv_transition.cli import main
 from kv_transition.commands import console
 
@@ -290,7 +290,7 @@ def test_without_predictions_score_is_a_stage_of_the_workflow(
     root: Path, monkeypatch: pytest.MonkeyPatch, stages: list[tuple], options: list[str], config: list[str]
 ) -> None:
     monkeypatch.chdir(root)
-    monkeypatch.setattr(cli.preflight, "check_inputs", lambda settings: None)
+    monkeypatch.setattr(preflight, "check_inputs", lambda settings: None)
     assert main(["score", *config, *options]) == 0
     assert stages == [("all_scores", "config/default.yaml", [], options)]
 

@@ -1,11 +1,15 @@
 """The database: what assembling puts into it, what it refuses, and how rows are read and written."""
 
+import json
 import math
 import sqlite3
 from contextlib import closing
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from task_files import DATASET, failed, response, write_manifest, write_shard, write_shard_at
 
 from kv_transition import files
@@ -13,6 +17,7 @@ from kv_transition.analysis.costs import COSTS
 from kv_transition.analysis.effect_models import EFFECT_MODELS
 from kv_transition.analysis.lossless import LOSSLESS
 from kv_transition.analysis.macro import MACRO
+from kv_transition.analysis.noise import NOISE_FLOOR
 from kv_transition.analysis.paired_tests import PAIRED_TESTS
 from kv_transition.db import arrow_rows, dao
 from kv_transition.db import assemble as assemble_module
@@ -128,6 +133,13 @@ FURTHER_TABLES = {
     ),
     "macro": (list(MACRO), []),
     "costs": (list(COSTS), [cell_row("snapkv", 64, latency_median=0.05)]),
+    "noise_floor": (
+        list(NOISE_FLOOR),
+        [
+            {"dataset": DATASET, "task": "trivia", "dtype": "bfloat16", "attention": "sdpa", "n": 4}
+            | {"other_attention": "eager", "status": "ok", "R": 0.98}
+        ],
+    ),
 }
 
 
@@ -245,6 +257,7 @@ def test_every_table_has_the_rows_of_its_files(experiment):
         "effect_models": 1,
         "macro": 0,
         "costs": 1,
+        "noise_floor": 1,
     }
 
 
@@ -374,6 +387,14 @@ def test_several_tasks_share_a_database(experiment):
 # What assembling refuses
 
 
+def copy_of(source, path, **changes):
+    """A file with the rows of another, the last one with changes."""
+    rows = pq.read_table(source).to_pylist()
+    rows[-1] |= changes
+    files.write_parquet(path, pa.Table.from_pylist(rows, pq.read_schema(source)))
+    return path
+
+
 def broken(experiment, name):
     """Inputs spoilt in one way each, and what the message has to say."""
     inputs = experiment.inputs
@@ -397,6 +418,14 @@ def broken(experiment, name):
     if name == "doubled in a run":
         extra = write_shard_at(full.with_name("001.parquet"), [response("e0")])
         return {"responses": [*inputs["responses"], extra]}, "UNIQUE constraint failed: requests"
+    if name == "scored twice":
+        return {"scores": [*inputs["scores"], copy_of(inputs["scores"][0], other)]}, (
+            r"trivia\.parquet: does not fit .*UNIQUE constraint failed: scores.request_id"
+        )
+    if name == "scores of unknown requests":
+        return {"scores": [copy_of(inputs["scores"][0], other, request_id="r")]}, (
+            r"other\.parquet: does not fit .*FOREIGN KEY"
+        )
     if name == "scores missing":
         return {"scores": []}, "the score files hold 0 rows for 20 responses; score all tasks again"
     if name == "scores of others":
@@ -413,6 +442,7 @@ def broken(experiment, name):
     "name",
     [
         *("absent", "unreadable", "no manifest", "no such example", "doubled", "doubled in a run"),
+        *("scored twice", "scores of unknown requests"),
         *("scores missing", "scores of others", "lacking column"),
     ],
 )
@@ -429,8 +459,9 @@ def test_files_that_do_not_fit_are_named_and_the_old_database_stays(experiment, 
 
 
 def test_a_database_that_lost_rows_on_the_way_is_not_moved_into_place(experiment, monkeypatch):
-    def lose_one(connection, table, columns, rows):
-        return dao.insert_many(connection, table, columns, list(rows)[1:] if table == "telemetry" else rows)
+    def lose_one(connection, table, columns, rows, same):
+        kept = list(rows)[1:] if table == "telemetry" else rows
+        return dao.insert_many(connection, table, columns, kept, same)
 
     monkeypatch.setattr(arrow_rows, "insert_many", lose_one)
     with pytest.raises(RuntimeError, match="telemetry has 17 rows, its files 20"):
@@ -499,6 +530,52 @@ def test_odd_characters_in_a_path_are_no_obstacle(tmp_path):
 
 # Reading and writing rows
 
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+NUMBER = st.floats(width=64)
+COLUMNS = {
+    pa.string(): TEXT,
+    pa.float64(): NUMBER,
+    pa.int64(): st.integers(-(2**63), 2**63 - 1),
+    pa.bool_(): st.booleans(),
+    pa.list_(pa.float64()): st.lists(NUMBER, max_size=3),
+    pa.list_(pa.string()): st.lists(TEXT, max_size=3),
+}
+
+
+@st.composite
+def arrow_columns(draw):
+    """Columns of up to six rows, with nulls, and often with one value in all rows."""
+    n = draw(st.integers(0, 6))
+    columns = []
+    for kind, value in COLUMNS.items():
+        one = st.none() | value
+        values = draw(st.lists(one, min_size=n, max_size=n) | one.map(lambda same: [same] * n))
+        columns.append(pa.array(values, kind))
+    return pa.table(columns, names=[f"c{i}" for i in range(len(columns))])
+
+
+def as_stored(value):
+    """What comes back of a value: nan is null, in lists too."""
+    if isinstance(value, list):
+        return json.dumps([as_stored(item) for item in value], separators=(",", ":"), ensure_ascii=False)
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+@given(arrow_columns(), st.integers(0, 2))
+@example(pa.table({"c0": ["it's\0so"] * 3, "c1": [0.1 + 0.2] * 3}), 0)
+@example(pa.table({"c0": pa.array([[0.5, math.nan], None, [0.5, math.nan]])}), 1)
+def test_every_value_of_an_arrow_table_comes_back_as_it_was(table, start):
+    rows = table.slice(start)
+    names = ", ".join(f"{field.name} {arrow_rows.sql_type(field.type)}" for field in table.schema)
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute(f"CREATE TABLE t ({names})")
+        arrow_rows.insert_columns(connection, "t", rows)
+        found = connection.execute("SELECT * FROM t").fetchall()
+    expected = [tuple(as_stored(value) for value in row.values()) for row in rows.to_pylist()]
+    assert [tuple(map(repr, row)) for row in found] == [
+        tuple(repr(int(v)) if isinstance(v, bool) else repr(v) for v in row) for row in expected
+    ]
+
 
 @pytest.fixture
 def opened(experiment):
@@ -564,6 +641,17 @@ def test_rows_can_be_written_one_by_one(opened):
            JOIN failures USING (request_id) WHERE run_id = 'mine'"""
     ).fetchone()
     assert tuple(found) == ("prompt", "hello", [8.0, 7.5], True, 0.5, "ENGINE_ERROR", 1)
+
+
+def test_what_belongs_to_a_request_comes_once_and_not_without_it(opened):
+    (known,) = opened.execute("SELECT request_id FROM requests LIMIT 1").fetchone()
+    for table in ("responses", "scores", "telemetry"):
+        columns = [row["name"] for row in opened.execute(f"PRAGMA table_info({table})")][1:]
+        copied = f"INSERT INTO {table} SELECT ?, {', '.join(columns)} FROM {table} WHERE request_id = ?"
+        with pytest.raises(sqlite3.IntegrityError, match=f"UNIQUE constraint failed: {table}.request_id"):
+            opened.execute(copied, [known, known])
+        with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
+            opened.execute(copied, ["unknown", known])
 
 
 def test_a_request_needs_its_run_and_comes_once(opened):

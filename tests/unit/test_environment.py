@@ -48,6 +48,16 @@ def test_every_rule_with_a_script_names_the_environment(root: Path) -> None:
         assert len(named) == len(re.findall(r"^\s*script:", text, re.MULTILINE)), file.name
 
 
+def test_every_rule_with_a_script_keeps_what_its_jobs_took_beside_its_log(root: Path) -> None:
+    for file in root.glob("rules/*.smk"):
+        text = file.read_text()
+        logs = re.findall(r"log:\s+FILES\.log\((.*)\)", text)
+        assert re.findall(r"benchmark:\s+FILES\.benchmark\((.*)\)", text) == logs, file.name
+        assert len(re.findall(r"^\s*benchmark:", text, re.MULTILINE)) == len(
+            re.findall(r"^\s*script:", text, re.MULTILINE)
+        ), file.name
+
+
 def test_the_image_has_this_python_and_all_that_a_run_needs(root: Path) -> None:
     image = (root / "Dockerfile").read_text()
     environment = yaml.safe_load((root / "envs/kv-transition.yaml").read_text())

@@ -60,6 +60,19 @@ def test_touches_and_comments_rerun_nothing(project: Project) -> None:
     assert project.due() == {}
 
 
+def test_what_a_job_took_is_kept_and_nothing_depends_on_it(project: Project) -> None:
+    kept = sorted(project.folder.glob("results/small/benchmarks/**/*.tsv"))
+    assert {"score_task", "infer_sweep"} <= {file.parent.name for file in kept} | {
+        file.parent.parent.name for file in kept
+    }
+    for file in kept[::2]:
+        file.unlink()
+    for file in kept[1::2]:
+        file.write_text("s\n1\n")
+    project.edit("rules/scoring.smk", 'FILES.benchmark("score_task"', 'FILES.benchmark("elsewhere"')
+    assert project.due() == {}
+
+
 def test_editing_f1_rescores_without_inference(project: Project) -> None:
     project.edit("src/kv_transition/eval/metrics.py", "2 *", "2.0 *")
     due = project.due()

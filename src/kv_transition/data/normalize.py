@@ -10,9 +10,10 @@ from typing import Any
 
 from kv_transition.data.counters import RecordLength, TokenCounter
 from kv_transition.data.protocol import TaskProtocol, own_protocol
+from kv_transition.data.token_counts import TokenCounts, prompt_content
 from kv_transition.data.tokenizer import ModelTokenizer
 from kv_transition.errors import UserError
-from kv_transition.files import canonical_json, read_parquet, sha256_text, write_parquet
+from kv_transition.files import canonical_json, sha256_text, write_parquet
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def normalize_records(
     counter: TokenCounter | RecordLength,
     protocol: TaskProtocol | None = None,
     tokenizer: ModelTokenizer | None = None,
+    counts: TokenCounts | None = None,
 ) -> list[CountedExample]:
     """Examples of a task, sorted by example_id; texts are kept exactly as they are.
 
@@ -62,6 +64,7 @@ def normalize_records(
     counter : counts `token_len` on the prompt that the model will be given, or takes the record's own length.
     protocol : makes the prompts, shortened ones included; by default this project's own.
     tokenizer : the model's, where the protocol has a limit.
+    counts : lengths counted before, by the same counter, protocol and tokenizer; new ones are added, not saved.
 
     Notes
     -----
@@ -78,6 +81,11 @@ def normalize_records(
     def token_len(position: int, record: Mapping[str, Any]) -> int:
         if isinstance(counter, RecordLength):
             return counter.of(record, f"task {task}, record {position + 1} ({ids[position]})")
+        if counts is None:
+            return counted(record, counter)
+        return counts.get(prompt_content(record), lambda: counted(record, counter))
+
+    def counted(record: Mapping[str, Any], counter: TokenCounter) -> int:
         prompt = protocol.prompt(record["input"], record["context"], tokenizer, record.get("extra"))
         if prompt.dropped_tokens and protocol.max_length_tokens and isinstance(counter, ModelTokenizer):
             # Tokenised again, cut prompts differ by a token or two, which would sort noise into bins.
@@ -151,6 +159,11 @@ def write_examples(
 
 def read_examples(path: str | Path) -> list[CountedExample]:
     """Read what :func:`write_examples` wrote."""
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(path).read()
+    columns = (column.to_pylist() for column in table.columns)
+    rows = [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
     return [
         CountedExample(
             example_id=row["example_id"],
@@ -161,7 +174,7 @@ def read_examples(path: str | Path) -> list[CountedExample]:
             cluster_id=row["cluster_id"],
             token_len=int(row["token_len"]),
         )
-        for row in read_parquet(path).to_dict("records")
+        for row in rows
     ]
 
 

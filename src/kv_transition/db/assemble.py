@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,25 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kv_transition.data.manifest import read_manifest
-from kv_transition.db.arrow_rows import BATCH_ROWS, insert_columns, sql_type, stored_rows
-from kv_transition.db.connect import connect, create_schema
+from kv_transition.db.arrow_rows import (
+    BATCH_ROWS,
+    Same,
+    insert_columns,
+    insert_stored,
+    sql_type,
+    stored_columns,
+    stored_rows,
+    stored_values,
+)
+from kv_transition.db.connect import connect, create_tables
 from kv_transition.db.dao import insert_many, quoted, sql_value
+from kv_transition.db.proof import Sources, check_references, make_indexes, misfit
 from kv_transition.errors import UserError
 from kv_transition.files import atomic_path, canonical_json, sha256_text
 
-_RUN = ("run_id", "task", "method", "budget", "budget_value", "scope", "first_token")
-_REQUEST = (
+RUN = ("run_id", "method", "budget", "budget_value", "scope", "first_token")
+_ORDER = ("run_id", "example_id", "replicate")
+REQUEST = (
     *("request_id", "run_id", "dataset_id", "example_id", "replicate"),
     *(
         "answer_key",
@@ -39,7 +50,7 @@ _REQUEST = (
         "created",
     ),
 )
-_RESPONSE = (
+RESPONSE = (
     *(
         "request_id",
         "text",
@@ -51,17 +62,21 @@ _RESPONSE = (
         "copied_from",
     ),
 )
-_TELEMETRY = (
+TELEMETRY = (
     *("request_id", "kept_mean", "kept_min", "kept_max", "kept_per_layer", "press_len", "question_tokens"),
     *("bytes_kept", "peak_tokens", "active", "verified"),
     *("timing_scope", "latency_s", "ttfb_s", "prefill_s", "compress_s", "decode_s", "notes"),
 )
-_FAILURE = ("request_id", "failure", "attempts", "error")
-_SCORE = (
+FAILURE = ("request_id", "failure", "attempts", "error")
+SCORE = (
     *("request_id", "protocol", "metric", "score", "em", "f1", "pred_norm", "gold_norm", "failure"),
     *("flag_timeout", "flag_engine_error", "flag_empty_output", "flag_refusal", "flag_truncated"),
     *("flag_format_error", "one_token", "recursion_artefact"),
 )
+#: The tables with a row for every row of the response files, and their columns.
+_OF_RESPONSES = {"requests": REQUEST, "responses": RESPONSE, "telemetry": TELEMETRY}
+#: The tables that are filled unchecked, each behind those whose rows it refers to. (A failure is a response's or a score's.)
+_PER_REQUEST = ("runs", "requests", "responses", "telemetry", "scores", "failures")
 _DATASET = (
     *("experiment_id", "dataset", "task", "tokenizer", "protocol", "n_bins", "n_per_bin", "selection_seed"),
     *("bin_edges", "warnings"),
@@ -115,22 +130,27 @@ def assemble(
     target = Path(db_path)
     experiment_id = settings["experiment"]["id"]
     with atomic_path(target) as temporary, closing(connect(temporary)) as connection:
-        # The file is thrown away on any failure, so nothing has to be rolled back or flushed.
-        connection.execute("PRAGMA journal_mode = OFF")
-        connection.execute("PRAGMA synchronous = OFF")
-        connection.execute("PRAGMA cache_size = -16384")
-        create_schema(connection)
+        # The file is thrown away on any failure, so nothing has to be flushed or outlast a crash.
+        for setting in ("journal_mode = MEMORY", "synchronous = OFF", "locking_mode = EXCLUSIVE"):
+            connection.execute(f"PRAGMA {setting}")
+        connection.execute("PRAGMA page_size = 8192")
+        connection.execute("PRAGMA cache_size = -65536")
+        create_tables(connection)
         rows = Counter(experiments=_insert_experiment(connection, settings, provenance))
         tasks: dict[str, str] = {}
         for path in _sorted(manifests):
             with _blame(path):
                 rows += _insert_manifest(connection, experiment_id, path, tasks)
-        for folder, shards in groupby(_sorted(responses), key=lambda path: path.parent):
-            with _blame(folder):
-                rows += _insert_runs(connection, list(shards), tasks)
-        for path in _sorted(scores):
-            with _blame(path):
-                rows += _insert_scores(connection, path)
+        sources = Sources()
+        with _unchecked(connection):
+            for folder, shards in groupby(_sorted(responses), key=lambda path: path.parent):
+                with _blame(folder):
+                    rows += _insert_runs(connection, list(shards), tasks, sources)
+            for path in _sorted(scores):
+                with _blame(path):
+                    rows += _insert_scores(connection, path, sources)
+            make_indexes(connection, sources)
+            check_references(connection, _PER_REQUEST, sources)
         _check_scores(connection, rows)
         for name, source in tables.items():
             table = "transition_summary" if name == "transition" else name
@@ -155,13 +175,21 @@ def _blame(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.IntegrityError as error:
-        raise UserError(
-            f"{path}: does not fit the manifests and responses beside it ({error}); delete it and build it again"
-        ) from error
+        raise misfit(path, error) from error
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; build it first") from None
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not readable ({error!r}); delete it and build it again") from error
+
+
+@contextmanager
+def _unchecked(connection: sqlite3.Connection) -> Iterator[None]:
+    """Do not look up what a row refers to when it is inserted. (SQLite heeds the switch outside of transactions.)"""
+    connection.commit()
+    connection.execute("PRAGMA foreign_keys = OFF")
+    yield
+    connection.commit()
+    connection.execute("PRAGMA foreign_keys = ON")
 
 
 def _insert_experiment(
@@ -178,13 +206,13 @@ def _insert_manifest(
     connection: sqlite3.Connection, experiment_id: str, path: Path, tasks: dict[str, str]
 ) -> Counter[str]:
     """Insert a manifest's dataset, bins and examples; note its dataset_id in `tasks`. Returns its rows per table."""
-    manifest = asdict(read_manifest(path))
-    dataset_id = tasks[manifest["task"]] = manifest["dataset_id"]
-    entries = [entry | {"position": position} for position, entry in enumerate(manifest["entries"])]
+    manifest = read_manifest(path)
+    dataset_id = tasks[manifest.task] = manifest.dataset_id
+    entries = [vars(entry) | {"position": position} for position, entry in enumerate(manifest.entries)]
     tables = {
-        "datasets": (_DATASET, [manifest | {"experiment_id": experiment_id}]),
-        "bins": (_BIN, manifest["bins"]),
-        "examples": (_EXAMPLE, manifest["examples"]),
+        "datasets": (_DATASET, [vars(manifest) | {"experiment_id": experiment_id}]),
+        "bins": (_BIN, [vars(one) for one in manifest.bins]),
+        "examples": (_EXAMPLE, [vars(example) for example in manifest.examples]),
         "manifest_entries": (("example_id", "position", "bin_idx", "token_len"), entries),
     }
     for table, (columns, rows) in tables.items():
@@ -194,45 +222,70 @@ def _insert_manifest(
 
 
 def _insert_runs(
-    connection: sqlite3.Connection, shards: Sequence[Path], tasks: Mapping[str, str]
+    connection: sqlite3.Connection, shards: Sequence[Path], tasks: Mapping[str, str], sources: Sources
 ) -> Counter[str]:
     """Insert the runs of one folder, rows in an order that does not depend on how they are cut into shards."""
-    table = pa.concat_tables([pq.ParquetFile(path).read() for path in shards], promote_options="permissive")
-    table = table.sort_by([(name, "ascending") for name in ("run_id", "example_id", "replicate")])
-    unknown = sorted(set(table["task"].to_pylist()) - tasks.keys())
+    parts = [pq.ParquetFile(path, memory_map=True).read(use_threads=False) for path in shards]
+    table = pa.concat_tables(parts, promote_options="permissive") if len(parts) > 1 else parts[0]
+    table = _sorted_rows(table.combine_chunks())
+    unknown = sorted(set(table["task"].unique().to_pylist()) - tasks.keys())
     if unknown:
         raise UserError(f"{shards[0]}: holds answers to task {unknown[0]!r}, of which no manifest was given")
     table = _with_dataset_id(table, tasks)
-    runs = _with_dataset_id(table.group_by(list(_RUN)).aggregate([]).sort_by("run_id"), tasks)
-    insert_columns(connection, "runs", runs, ("dataset_id", *(name for name in _RUN if name != "task")))
-    insert_columns(connection, "requests", table, _REQUEST)
-    insert_columns(connection, "responses", table, _RESPONSE)
-    insert_columns(connection, "telemetry", table, _TELEMETRY)
-    failed = table.filter(pc.is_valid(table["failure"])).select(_FAILURE)
+    runs = _distinct(table.select(("dataset_id", *RUN)))
+    insert_columns(connection, "runs", runs)
+    sources.add("runs", runs.num_rows, shards[0].parent)
+    needed = table.select(sorted({column for columns in _OF_RESPONSES.values() for column in columns}))
+    for batch in needed.to_batches(BATCH_ROWS):
+        stored = stored_columns(batch)
+        for name, columns in _OF_RESPONSES.items():
+            insert_stored(connection, name, {column: stored[column] for column in columns}, batch.num_rows)
+    for name in _OF_RESPONSES:
+        sources.add(name, table.num_rows, shards[0].parent)
+    failed = table.select(FAILURE).filter(pc.is_valid(table["failure"]))
     insert_columns(
         connection, "failures", failed.rename_columns(["request_id", "label", "attempts", "error"])
     )
-    rows = dict.fromkeys(("requests", "responses", "telemetry"), table.num_rows)
-    return Counter(rows | {"runs": runs.num_rows})
+    return Counter(dict.fromkeys(_OF_RESPONSES, table.num_rows) | {"runs": runs.num_rows})
+
+
+def _sorted_rows(table: pa.Table) -> pa.Table:
+    """The rows by run, example and replicate, as the shards of a run have them already."""
+    keys = list(zip(*(table[name].to_pylist() for name in _ORDER), strict=True))
+    if all(map(operator.lt, keys, keys[1:])):
+        return table
+    return table.sort_by([(name, "ascending") for name in _ORDER])
 
 
 def _with_dataset_id(table: pa.Table, tasks: Mapping[str, str]) -> pa.Table:
-    ids = [tasks[task] for task in table["task"].to_pylist()]
-    return table.append_column("dataset_id", pa.array(ids, pa.string()))
+    names = table["task"].unique().to_pylist()
+    if len(names) == 1:
+        ids = pa.repeat(tasks[names[0]], table.num_rows)
+    else:
+        ids = pa.array([tasks[name] for name in table["task"].to_pylist()], pa.string())
+    return table.append_column("dataset_id", ids)
 
 
-def _insert_scores(connection: sqlite3.Connection, path: Path) -> Counter[str]:
+def _distinct(table: pa.Table) -> pa.Table:
+    """Each row once, by run_id."""
+    if all(isinstance(stored_values(column.combine_chunks()), Same) for column in table.columns):
+        return table.slice(0, 1)
+    return table.group_by(table.column_names).aggregate([]).sort_by("run_id")
+
+
+def _insert_scores(connection: sqlite3.Connection, path: Path, sources: Sources) -> Counter[str]:
     """Insert a score file and the failure labels it gives to answers."""
     rows: Counter[str] = Counter()
-    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=list(_SCORE)):
+    for batch in pq.ParquetFile(path, memory_map=True).iter_batches(BATCH_ROWS, columns=list(SCORE)):
         table = pa.Table.from_batches([batch])
-        insert_columns(connection, "scores", table, _SCORE)
+        insert_columns(connection, "scores", table)
         labelled = table.filter(pc.is_valid(table["failure"]))
         connection.executemany(
             "INSERT INTO failures (request_id, label) VALUES (?, ?) ON CONFLICT (request_id) DO NOTHING",
             stored_rows(labelled.select(["request_id", "failure"])),
         )
         rows += Counter(scores=table.num_rows, failures=labelled.num_rows)
+    sources.add("scores", rows["scores"], path)
     return rows
 
 
@@ -243,7 +296,7 @@ def _check_scores(connection: sqlite3.Connection, rows: Mapping[str, int]) -> No
             f"the score files hold {rows['scores']} rows for {rows['requests']} responses; score all tasks again"
         )
     other = connection.execute(
-        """SELECT request_id FROM scores LEFT JOIN failures USING (request_id)
+        """SELECT request_id FROM failures LEFT JOIN scores USING (request_id)
            WHERE scores.failure IS NOT failures.label LIMIT 1"""
     ).fetchone()
     if other:
@@ -285,11 +338,10 @@ def _verify(connection: sqlite3.Connection, expected: Mapping[str, int]) -> dict
         for table in tables
         if counts[table] != expected[table]
     ]
-    (sound,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+    # Not integrity_check: that the indexes say what the tables do is how SQLite has just made them.
+    (sound,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if sound != "ok":
         wrong.append(f"integrity check: {sound}")
-    if orphan := connection.execute("PRAGMA foreign_key_check").fetchone():
-        wrong.append(f"a row of {orphan['table']} points at no row of {orphan['parent']}")
     if wrong:
         raise RuntimeError(f"the database does not hold what its files do: {'; '.join(wrong)}")
     return counts

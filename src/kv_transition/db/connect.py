@@ -51,7 +51,24 @@ def connect(path: str | Path, read_only: bool = False) -> sqlite3.Connection:
     return connection
 
 
-def create_schema(connection: sqlite3.Connection) -> None:
-    """Create the tables, indexes and the view of schema.sql in an empty database."""
-    connection.executescript(resources.files(__package__).joinpath("schema.sql").read_text(encoding="utf-8"))
+def create_tables(connection: sqlite3.Connection) -> None:
+    """Create the tables and the view of schema.sql in an empty database."""
+    connection.executescript(_sql("schema.sql"))
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def index_statements() -> list[str]:
+    """The statements of indexes.sql, which complete what create_tables begins."""
+    lines = (line for line in _sql("indexes.sql").splitlines() if not line.startswith("--"))
+    return [statement.strip() for statement in "\n".join(lines).split(";") if statement.strip()]
+
+
+def create_schema(connection: sqlite3.Connection) -> None:
+    """Create the tables, indexes and the view in an empty database."""
+    create_tables(connection)
+    for statement in index_statements():
+        connection.execute(statement)
+
+
+def _sql(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

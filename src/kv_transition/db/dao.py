@@ -16,6 +16,17 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def literal(value: float | str | None) -> str:
+    """A text, whole number, truth value or None as SQL. (A decimal fraction as SQL may differ in its last bit.)"""
+    if value is None:
+        return "NULL"
+    if isinstance(value, str):
+        # A statement ends at a NUL character.
+        hidden = "\0" in value
+        return f"CAST(x'{value.encode().hex()}' AS TEXT)" if hidden else "'" + value.replace("'", "''") + "'"
+    return repr(value) if isinstance(value, float) else str(int(value))
+
+
 def sql_value(value: Any) -> Any:
     """A value as it is stored: lists and mappings as JSON, in which SQL's rule holds too that nan is null."""
     return canonical_json(_without_nan(value)) if isinstance(value, list | tuple | dict) else value
@@ -33,12 +44,23 @@ def _without_nan(value: Any) -> Any:
 
 
 def insert_many(
-    connection: sqlite3.Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
+    connection: sqlite3.Connection,
+    table: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    same: Mapping[str, Any] | None = None,
 ) -> int:
-    """Insert rows of stored values (see :func:`sql_value`) and return how many; rows that exist are an error."""
-    names = ", ".join(quoted(name) for name in columns)
-    marks = ", ".join("?" * len(columns))
-    return connection.executemany(f"INSERT INTO {quoted(table)} ({names}) VALUES ({marks})", rows).rowcount
+    """Insert rows of stored values (see :func:`sql_value`) and return how many; rows that exist are an error.
+
+    Parameters
+    ----------
+    columns, rows : names, and a value for each in every row.
+    same : further columns, each with its value in all rows, of which :func:`literal` has to be able to speak.
+    """
+    fixed = same or {}
+    names = ", ".join(quoted(name) for name in (*columns, *fixed))
+    values = ", ".join([*("?" * len(columns)), *(literal(value) for value in fixed.values())])
+    return connection.executemany(f"INSERT INTO {quoted(table)} ({names}) VALUES ({values})", rows).rowcount
 
 
 def _insert(

@@ -2,6 +2,7 @@
 -- JSON TEXT columns hold JSON, BOOLEAN ones 0 or 1 (connect.py reads them as Python values). Not measured, not
 -- applicable: NULL.
 -- Equal inputs give equal tables, in the same order. WITHOUT ROWID: small rows that are found by their key only.
+-- The keys of the tables with a row for every request, and all further indexes, are in indexes.sql.
 
 -- The experiment, with everything needed to repeat it.
 CREATE TABLE experiments (
@@ -76,18 +77,18 @@ CREATE TABLE runs (
     scope        TEXT,              -- "prompt" or "context": what is compressed
     first_token  TEXT               -- "full" or "compressed": the cache the first answer token sees
 );
-CREATE INDEX runs_by_cell ON runs (dataset_id, method, budget_value);
 
 -- A request: one example of a run; replicates differ in the random draw of what is evicted.
 CREATE TABLE requests (
-    request_id  TEXT PRIMARY KEY,
+    request_id  TEXT NOT NULL,
     run_id      TEXT NOT NULL REFERENCES runs (run_id),
     dataset_id  TEXT NOT NULL,
     example_id  TEXT NOT NULL,
     replicate   INTEGER NOT NULL,
     answer_key  TEXT,              -- hash of everything that determines the answer
     prompt_hash TEXT,
-    status      TEXT NOT NULL DEFAULT 'ok' CHECK (status IN ('ok', 'infeasible', 'not_applicable', 'absent')),  -- was there anything to ask? absent: published without a row
+    status      TEXT NOT NULL DEFAULT 'ok'  -- was there anything to ask? absent: published without a row
+        CHECK (status = 'ok' OR status IN ('infeasible', 'not_applicable') OR status = 'absent'),
     protocol       TEXT,    -- name and version of the prompts
     wrapped        BOOLEAN CHECK (wrapped IN (0, 1)),  -- through the model's chat template
     dropped_tokens INTEGER, -- taken out of the prompt's middle
@@ -96,13 +97,11 @@ CREATE TABLE requests (
     engine      JSON TEXT,         -- what answered: class, protocol, versions
     host        TEXT,
     created     TEXT,
-    UNIQUE (run_id, example_id, replicate),
     FOREIGN KEY (dataset_id, example_id) REFERENCES manifest_entries (dataset_id, example_id)
-) WITHOUT ROWID;
-CREATE INDEX requests_by_example ON requests (dataset_id, example_id);
+);
 
 CREATE TABLE responses (
-    request_id        TEXT PRIMARY KEY REFERENCES requests (request_id),
+    request_id        TEXT NOT NULL REFERENCES requests (request_id),
     text              TEXT,     -- NULL where no answer came back
     given_score       REAL,     -- the score of a published result that has no text
     finish_reason     TEXT,     -- "stop" or "length"
@@ -114,7 +113,7 @@ CREATE TABLE responses (
 
 -- KV really kept, and time spent. In a sweep (timing_scope) one prefill serves all cells of an example.
 CREATE TABLE telemetry (
-    request_id      TEXT PRIMARY KEY REFERENCES requests (request_id),
+    request_id      TEXT NOT NULL REFERENCES requests (request_id),
     kept_mean       REAL,     -- prompt positions kept, over layers
     kept_min        REAL,
     kept_max        REAL,
@@ -132,7 +131,7 @@ CREATE TABLE telemetry (
     compress_s      REAL,
     decode_s        REAL,
     notes           TEXT      -- what happened on the way to the answer, e.g. retries
-) WITHOUT ROWID;
+);
 
 -- Requests with a failure label; `error` and `attempts` are those of requests that never got an answer.
 CREATE TABLE failures (
@@ -141,11 +140,10 @@ CREATE TABLE failures (
     attempts   INTEGER,
     error      TEXT
 ) WITHOUT ROWID;
-CREATE INDEX failures_by_label ON failures (label);
 
 -- Scores from 0 to 1; NULL where no answer came back, or nothing was asked. The flags are all findings, the label is the first of them.
 CREATE TABLE scores (
-    request_id        TEXT PRIMARY KEY REFERENCES requests (request_id),
+    request_id        TEXT NOT NULL REFERENCES requests (request_id),
     protocol          TEXT NOT NULL,  -- name and version of the prompts
     metric            TEXT NOT NULL,  -- name of the task's primary metric
     score             REAL,           -- its value
@@ -380,6 +378,25 @@ CREATE TABLE costs (
     timing_scope    TEXT,
     status          TEXT,
     PRIMARY KEY (dataset, method, budget, bin_idx)
+);
+
+-- How far scores move when only the arithmetic of the full cache changes; empty where all was computed in float32.
+CREATE TABLE noise_floor (
+    dataset          TEXT PRIMARY KEY REFERENCES datasets (dataset_id),
+    task             TEXT NOT NULL,
+    dtype            TEXT NOT NULL,  -- number format of the computation
+    attention        TEXT NOT NULL,  -- implementation of attention in the run
+    other_attention  TEXT NOT NULL,  -- and the one that answered a second time
+    n                INTEGER,        -- examples compared
+    n_failed         INTEGER,        -- left out, one of the two has no answer
+    n_changed        INTEGER,        -- answers that differ
+    changed_share    REAL,
+    mean_score       REAL,
+    mean_score_other REAL,
+    mean_diff        REAL,           -- other minus run's
+    mean_abs_diff    REAL,           -- mean over examples
+    R                REAL,           -- retention of the full cache against itself
+    status           TEXT NOT NULL   -- "ok", or why there are no numbers
 );
 
 -- Every scored answer with its run, example and KV use: the flat table most questions start from.

@@ -1,0 +1,59 @@
+"""What is imported before anything is done: no heavy package where not every run needs it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted(file.stem for file in (ROOT / "scripts").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def imports():
+    """The module of the benchmark that looks at imports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        import script_imports
+
+        yield script_imports
+    sys.modules.pop("script_imports", None)
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name != "train_tiny_reader"])
+def test_a_script_imports_no_heavy_package_that_its_every_run_does_not_need(imports, script: str) -> None:
+    loaded, _ = imports.imported(imports.imports_of(ROOT / "scripts" / f"{script}.py"))
+    assert loaded <= imports.USES.get(script, frozenset())
+
+
+def test_help_imports_neither_numpy_nor_what_reads_a_configuration(imports) -> None:
+    code = (
+        "import sys\nfrom kv_transition.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "assert not {'numpy', 'pydantic', 'yaml'} & set(sys.modules)"
+    )
+    assert imports.imported(code)[0] == frozenset()
+
+
+def test_a_heavy_import_is_found_wherever_it_comes_from(imports) -> None:
+    assert "pandas" in imports.imported("import json\nfrom pandas.errors import ParserError")[0]
+
+
+def test_examples_are_read_without_pandas(imports, tmp_path: Path) -> None:
+    file = tmp_path / "examples.parquet"
+    write = (
+        "from kv_transition.data.normalize import CountedExample, write_examples\n"
+        f"write_examples({str(file)!r}, [CountedExample('a', 'q', 'c', ['x', 'y'], {{'task': 't'}}, 'k', 7)])"
+    )
+    imports.imported(write)
+    read = (
+        "from kv_transition.data.normalize import read_examples\n"
+        f"[example] = read_examples({str(file)!r})\n"
+        "assert (example.answers, example.meta, example.token_len) == (['x', 'y'], {'task': 't'}, 7)"
+    )
+    assert imports.imported(read)[0] == frozenset({"pyarrow"})
+
+
+def test_no_rule_runs_code_inside_snakemake() -> None:
+    rules = [file.read_text(encoding="utf-8") for file in (ROOT / "rules").glob("*.smk")]
+    assert not any(line.strip() == "run:" for text in rules for line in text.splitlines())
