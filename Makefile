@@ -8,7 +8,7 @@ TESTS_AT_ONCE := -n 2 --dist loadfile
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help report test check lint format config dag docs setup setup-dev setup-full setup-bench bench clean
+.PHONY: help report test check lint format config dag docs setup setup-dev setup-full setup-bench peers bench clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,12 +44,16 @@ docs: dag report ## Draw what the docs show again: the rule graph and the README
 	@mkdir -p docs/figures
 	cp results/demo/figures/score_vs_budget__phrasebook_qa.png docs/figures/
 
-bench: setup-bench ## Measure: the grid against one full-cache run, the metrics against the reference packages, the HTTP client, bootstrap and statistics, coverage of the intervals
-	$(BIN)/python benchmarks/sweep_cost.py
-	$(BIN)/python benchmarks/metrics_cost.py
-	$(BIN)/python benchmarks/client_cost.py
-	$(BIN)/python benchmarks/bootstrap_cost.py
-	$(BIN)/python benchmarks/coverage.py
+# In order; each writes results/bench/<name>.json.
+BENCHMARKS := kvpress_sweep sweep_cost gpu_sweep client_cost crash_cost metrics_cost bootstrap_cost coverage \
+  tokenise_cost dag_scale touched_cost stage_cost startup_cost sqlite_cost growth
+
+bench: setup-bench setup-full peers ## Measure everything, ours beside the peers: docs/performance.md (about 45 minutes; QUICK=1: see that the benchmarks work)
+	@broken=; for name in $(BENCHMARKS); do \
+	  echo "== $$name"; rm -f results/bench/$(if $(QUICK),quick/)$$name.json; \
+	  $(BIN)/python benchmarks/$$name.py $(if $(QUICK),--quick) || broken="$$broken $$name"; \
+	done; \
+	$(BIN)/python benchmarks/write_page.py $(if $(QUICK),--quick --out results/bench/quick/performance.md) --broken $$broken
 
 setup: $(VENV)/.base ## Make .venv with what the workflow and its tests need (no torch)
 setup-dev: $(VENV)/.dev
@@ -71,6 +75,13 @@ $(VENV)/.full: $(VENV)/.dev
 
 $(VENV)/.bench: $(VENV)/.base
 	$(INSTALL) -e '.[test,bench]'
+	@touch $@
+
+peers: .venv-peers/.installed ## Make .venv-peers, with the other harnesses and HTTP clients that `make bench` measures ours beside
+
+.venv-peers/.installed: benchmarks/peers.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
 	@touch $@
 
 clean: ## Remove results, not the journal

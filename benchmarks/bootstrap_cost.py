@@ -1,8 +1,8 @@
 """What the bootstrap costs for each cell, beside scipy's, and what all the statistics of a large study cost.
 
-    python benchmarks/bootstrap_cost.py                     the bar, then 20 tasks x 8 bins x 42 cells: some minutes
-    python benchmarks/bootstrap_cost.py --tasks 2           a smaller study
-    python benchmarks/bootstrap_cost.py --tasks 0           the bar alone
+    python benchmarks/bootstrap_cost.py                     the bar, then 6 tasks x 8 bins x 42 cells: about two minutes
+    python benchmarks/bootstrap_cost.py --tasks 20          a larger study: some minutes
+    python benchmarks/bootstrap_cost.py --quick             the bar alone, in two turns
 
 336 cells (8 bins of 40 examples, 42 columns) are resampled 10,000 times, draws and percentile limits included; scipy's
 bootstrap is timed on the cells of one bin, in turns with ours. CPU seconds belong to the machine, the ratio hardly does.
@@ -24,7 +24,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 from numpy.typing import NDArray
+from record import Row, save, spread
 from scipy import stats
 
 from kv_transition.analysis.aggregate import bin_stats, mean_sums, retention
@@ -88,8 +90,8 @@ def cpu_ms(action: Callable[[], object]) -> float:
     return 1e3 * (time.process_time() - start)
 
 
-def race(repeats: int) -> bool:
-    """Time both sides in turns, print a line for each bar, and say whether they are reached."""
+def race(repeats: int) -> list[Row]:
+    """Time both sides in turns."""
     bins = graded(np.random.default_rng(SEED), (BINS, COLUMNS, N))
     furthest = max(
         float(np.abs(np.stack(our_limits(scores, i)) - plain_limits(scores, i)).max())
@@ -100,17 +102,23 @@ def race(repeats: int) -> bool:
     for _ in range(repeats):
         ours.append(cpu_ms(lambda: [our_limits(scores, i) for i, scores in enumerate(bins)]) / BINS / COLUMNS)
         theirs.append(cpu_ms(lambda: scipy_limits(bins[0])) / COLUMNS)
-    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-    print(f"{BINS * COLUMNS} cells, n = {N}, {REPLICATES:,} resamples, {repeats} turns: median (range)")
-    for name, values, unit in (("ours", ours, "ms"), ("scipy", theirs, "ms"), ("ratio", ratios, "x")):
-        print(f"  {name:6} {statistics.median(values):7.3f} {unit}  ({min(values):.3f} to {max(values):.3f})")
-    bars = {
-        f"CPU ms for each cell <= {BAR}": (statistics.median(ours), BAR),
-        f"largest difference to a plain resampling <= {SAME:g}": (furthest, SAME),
-    }
-    for name, (value, most) in bars.items():
-        print(f"  {name:52} {value:9.3g}  {'reached' if value <= most else 'MISSED'}")
-    return all(value <= most for value, most in bars.values())
+    return [
+        Row(
+            f"bootstrap limits of a cell, n = {N}, {REPLICATES:,} resamples, {BINS * COLUMNS} cells",
+            spread(ours, "CPU ms"),
+            spread(theirs, "CPU ms"),
+            f"scipy.stats.bootstrap {scipy.__version__}",
+            tuple(b / a for a, b in zip(ours, theirs, strict=True)),
+            f"<= {BAR} CPU ms",
+            statistics.median(ours) <= BAR,
+        ),
+        Row(
+            "largest difference to the limits of a plain resampling with the same draws",
+            f"{furthest:.1g}",
+            bar=f"<= {SAME:g}",
+            met=furthest <= SAME,
+        ),
+    ]
 
 
 def made_up_task(task: int) -> pd.DataFrame:
@@ -143,15 +151,12 @@ def made_up_task(task: int) -> pd.DataFrame:
     return table.assign(dataset=name, task=name, protocol="made-up", metric="f1", length_unit="tokens")
 
 
-def whole_study(tasks: int) -> None:
-    """Print the seconds of every table of a made-up study, both failure policies computed."""
+def whole_study(tasks: int) -> list[Row]:
+    """The seconds of every table of a made-up study, both failure policies computed."""
     table = pd.concat([made_up_task(task) for task in range(tasks)], ignore_index=True)
     lists = table.groupby(["dataset", "bin_idx"])["cluster_id"]
     clusters: Clusters = {(str(name), int(idx)): sorted(set(ids)) for (name, idx), ids in lists}
     cfg: dict[str, Any] = Analysis().model_dump() | {"policies": ["zero", "exclude"]}
-    print(
-        f"{tasks} tasks x {BINS} bins x {len(METHODS) * len(BUDGETS)} cells, n = {N}, both policies: {len(table):,} scores"
-    )
     makers: Mapping[str, Callable[..., pd.DataFrame]] = {
         "bin_stats": bin_stats,
         "retention": retention,
@@ -161,15 +166,17 @@ def whole_study(tasks: int) -> None:
         "effect_models": effect_models,
         "macro": macro,
     }
-    total = np.zeros(2)
-    print(f"  {'table':14}{'rows':>8}{'wall s':>9}{'CPU s':>9}")
+    rows, total = [], np.zeros(2)
     for name, make in makers.items():
         wall, cpu = time.perf_counter(), time.process_time()
-        rows = len(make(table, clusters, cfg))
+        length = len(make(table, clusters, cfg))
         spent = np.array([time.perf_counter() - wall, time.process_time() - cpu])
         total += spent
-        print(f"  {name:14}{rows:8}{spent[0]:9.1f}{spent[1]:9.1f}", flush=True)
-    print(f"  {'all':14}{'':8}{total[0]:9.1f}{total[1]:9.1f}")
+        rows.append(Row(f"table {name}, {length:,} rows", f"{spent[1]:.1f} CPU s, {spent[0]:.1f} s"))
+    study = (
+        f"{tasks} tasks x {BINS} bins x {len(METHODS) * len(BUDGETS)} cells, n = {N}, {len(table):,} scores"
+    )
+    return [Row(f"all tables of {study}", f"{total[1]:.1f} CPU s, {total[0]:.1f} s"), *rows]
 
 
 def main() -> int:
@@ -178,12 +185,15 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=7, help="turns of each side")
-    parser.add_argument("--tasks", type=int, default=20, help="tasks of the study; 0 leaves it out")
+    parser.add_argument("--tasks", type=int, default=6, help="tasks of the study; 0 leaves it out")
+    parser.add_argument("--quick", action="store_true", help="see that it works: 2 turns, no study")
     options = parser.parse_args()
-    reached = race(options.repeats)
-    if options.tasks:
-        whole_study(options.tasks)
-    return int(not reached)
+    rows = race(2 if options.quick else options.repeats)
+    tasks = 0 if options.quick else options.tasks
+    if tasks:
+        rows += whole_study(tasks)
+    save("bootstrap_cost", rows, ["numpy", "scipy", "pandas"])
+    return int(any(row.met is False for row in rows))
 
 
 if __name__ == "__main__":

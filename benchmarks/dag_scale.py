@@ -1,7 +1,8 @@
 """What this workflow's dry run and null rerun cost beside a bare Snakemake workflow with the same jobs and files.
 
-    python benchmarks/dag_scale.py                          20 tasks x 6 methods x 8 budgets x 50 shards: about 20 minutes
-    python benchmarks/dag_scale.py --tasks 4 --shards 10    about two minutes
+    python benchmarks/dag_scale.py            67 jobs, and 159 jobs with some 6,000 files: about three minutes
+    python benchmarks/dag_scale.py --large    and 1,091 jobs and 50,794 files: about 20 minutes more
+    python benchmarks/dag_scale.py --quick    16 jobs, one run of each, no verdict
 
 The bare workflow is written from the dry run of ours: the same rules, inputs and outputs, `touch` as their work, and neither
 parameters, logs, configuration nor profile. All files are empty; ours are recorded as made by `snakemake --touch`. CPU seconds
@@ -22,15 +23,27 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import yaml
+from project_copy import copy_project
+from record import Row, save, spread
 
-ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("Snakefile", "rules", "scripts", "config", "profiles", "envs", "resources", "src")
 METHODS = ["snapkv", "observed_attention", "tova", "streaming_llm", "knorm", "random"]
 TARGET = "results/report.md"
 BAR = 1.2
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large an experiment is."""
+
+    tasks: int
+    methods: int
+    budgets: int
+    shards: int
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,49 +51,48 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--tasks", type=int, default=20)
-    options.add_argument("--methods", type=int, default=6, choices=range(1, len(METHODS) + 1))
-    options.add_argument("--budgets", type=int, default=8)
-    options.add_argument("--shards", type=int, default=50)
-    options.add_argument("--repeats", type=int, default=3)
-    options.add_argument("--no-bar", action="store_true", help="end with 0 whatever was measured")
+    options.add_argument("--large", action="store_true", help="also 20 tasks in 50 shards: 1,091 jobs")
+    options.add_argument("--repeats", type=int, default=3, help="runs of each")
+    options.add_argument("--quick", action="store_true", help="see that it works: one small experiment")
     return options
 
 
 def main() -> int:
-    """Measure and print."""
+    """Measure and keep; 0 if the bar is reached."""
     given = parser().parse_args()
+    sizes = [Size(4, 6, 8, 10), Size(8, 6, 8, 15), *[Size(20, 6, 8, 50)] * given.large]
+    rows = []
+    for size in [Size(1, 2, 2, 1)] if given.quick else sizes:
+        rows += compared(size, 1 if given.quick else given.repeats)
+    if given.quick:  # the bar is one of a larger experiment
+        rows = [replace(row, bar="", met=None) for row in rows]
+    save("dag_scale", rows, ["snakemake"])
+    return int(any(row.met is False for row in rows))
+
+
+def compared(size: Size, repeats: int) -> list[Row]:
+    """Dry run and null rerun of one experiment."""
     with tempfile.TemporaryDirectory(prefix="dag_scale_") as folder:
         ours, bare = Path(folder, "ours"), Path(folder, "bare")
-        set_up_ours(ours, given)
+        set_up_ours(ours, size)
         listed = call(ours, "-n").stdout
         write_bare(bare, jobs_of(listed))
         stats = [job_counts(text) for text in (listed, call(bare, "-n").stdout)]
         if stats[0] != stats[1]:
             raise SystemExit(f"not the same jobs: {stats}")
-        dry = in_turn([ours, bare], ["-n"], given.repeats)
-        print(
-            f"{given.tasks} tasks x {given.methods} methods x {given.budgets} budgets x {given.shards} shards: "
-            f"{sum(stats[0].values()):,} jobs; {given.repeats} runs of each, CPU seconds, median (range)"
-        )
-        ratios = [report("dry run", *dry)]
+        dry = in_turn([ours, bare], ["-n"], repeats)
         files = [make_files(place) for place in (ours, bare)]
         if files[0] != files[1]:
             raise SystemExit(f"not the same files: {sorted(files[0] ^ files[1])[:5]}")
-        null = in_turn([ours, bare], [], given.repeats, expect="Nothing to be done")
-        ratios.append(report(f"null rerun, {len(files[0]):,} files", *null))
-    return int(max(ratios) > BAR and not given.no_bar)
+        null = in_turn([ours, bare], [], repeats, expect="Nothing to be done")
+    scale = f"{sum(stats[0].values()):,} jobs, {len(files[0]):,} files"
+    return [judged(f"dry run, {scale}", *dry), judged(f"null rerun, {scale}", *null)]
 
 
-def set_up_ours(folder: Path, given: argparse.Namespace) -> None:
+def set_up_ours(folder: Path, size: Size) -> None:
     """A copy of the project, with as many tasks of one small record each."""
-    folder.mkdir()
-    for part in PARTS:
-        if (ROOT / part).is_dir():
-            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copyfile(ROOT / part, folder / part)
-    tasks = [f"task{index:02d}" for index in range(given.tasks)]
+    copy_project(folder)
+    tasks = [f"task{index:02d}" for index in range(size.tasks)]
     (folder / "records").mkdir()
     for task in tasks:
         record = {"input": "Where?", "context": "Here.", "answers": ["here"]}
@@ -89,14 +101,12 @@ def set_up_ours(folder: Path, given: argparse.Namespace) -> None:
         "experiment": {"id": "scale"},
         "dataset": {"path": "records", "tasks": tasks},
         "kv": {
-            "methods": METHODS[: given.methods],
-            "budgets": [16 * 2**step for step in range(given.budgets)],
+            "methods": METHODS[: size.methods],
+            "budgets": [16 * 2**step for step in range(size.budgets)],
         },
-        "run": {"shards": given.shards},
+        "run": {"shards": size.shards},
     }
     (folder / "config/scale.yaml").write_text(yaml.safe_dump(config))
-    # Compiled once, as after the first call in any folder.
-    subprocess.run([sys.executable, "-m", "compileall", "-q", str(folder / "src")], check=True)
 
 
 def call(folder: Path, *options: str, expect: str = "") -> subprocess.CompletedProcess[str]:
@@ -186,12 +196,17 @@ def in_turn(
     return spent
 
 
-def report(what: str, ours: list[float], bare: list[float]) -> float:
-    """One line; returns the ratio of the medians."""
-    ratio = statistics.median(ours) / statistics.median(bare)
-    shown = [f"{statistics.median(one):.1f} ({min(one):.1f}-{max(one):.1f})" for one in (ours, bare)]
-    print(f"{what}: ours {shown[0]}, bare {shown[1]}, ratio {ratio:.2f} (bar {BAR})", flush=True)
-    return ratio
+def judged(what: str, ours: list[float], bare: list[float]) -> Row:
+    """The row of a comparison."""
+    return Row(
+        what,
+        spread(ours, "CPU s"),
+        spread(bare, "CPU s"),
+        f"bare Snakemake {version('snakemake')}",
+        tuple(a / b for a, b in zip(ours, bare, strict=True)),
+        f"<= {BAR}x",
+        statistics.median(ours) <= BAR * statistics.median(bare),
+    )
 
 
 if __name__ == "__main__":

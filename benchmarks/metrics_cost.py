@@ -2,7 +2,7 @@
 
     make setup-bench
     python benchmarks/metrics_cost.py                  all three metrics, about half a minute
-    python benchmarks/metrics_cost.py --repeats 9
+    python benchmarks/metrics_cost.py --quick          fewer rows and turns
 
 Both sides score the same rows (an answer with its gold answers) in turns, and have to give equal values. The gold
 answers have been seen before, as they have when one more budget is scored. The ratio of the CPU times is the result:
@@ -24,14 +24,17 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+
+from record import Row, save, spread
 
 from kv_transition.data.longbench_tasks import TASK_FACTS
 from kv_transition.eval.failure_taxonomy import first_line
 from kv_transition.eval.longbench_metrics import OFFICIAL_METRICS
 
 #: An answer with its gold answers.
-Row = tuple[str, list[str]]
+Answer = tuple[str, list[str]]
 Score = Callable[[str, str], float]
 
 SHARED = Path(os.environ.get("KV_TRANSITION_SHARED") or Path(__file__).parents[2] / "shared" / "data")
@@ -43,16 +46,17 @@ class Contest:
     """One metric: its name here, the reference, the tasks and rows per task to take, and the ratio to reach."""
 
     metric: str
+    peer: str
     reference: Score
     tasks: tuple[str, ...]
     rows: int
     bar: float
 
-    def ours(self, row: Row) -> float:
+    def ours(self, row: Answer) -> float:
         """The score of a row with the metric of this project."""
         return OFFICIAL_METRICS[self.metric](row[0], row[1], ())
 
-    def theirs(self, row: Row) -> float:
+    def theirs(self, row: Answer) -> float:
         """The score of a row with the reference: the largest over its gold answers, one by one."""
         return max(self.reference(row[0], answer) for answer in row[1])
 
@@ -103,9 +107,9 @@ def reference_f1(prediction: str, answer: str) -> float:
     return (2 * precision * recall) / (precision + recall)
 
 
-def read_rows(tasks: Sequence[str], rows: int) -> list[Row]:
+def read_rows(tasks: Sequence[str], rows: int) -> list[Answer]:
     """The first rows of these tasks, as they are scored."""
-    read = []
+    read: list[Answer] = []
     for task in tasks:
         lines = (SHARED / PREDICTIONS / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()[:rows]
         cut = first_line if TASK_FACTS[task].first_line else str
@@ -113,7 +117,7 @@ def read_rows(tasks: Sequence[str], rows: int) -> list[Row]:
     return read
 
 
-def seconds(score: Callable[[Row], float], rows: Sequence[Row], rounds: int) -> float:
+def seconds(score: Callable[[Answer], float], rows: Sequence[Answer], rounds: int) -> float:
     """CPU seconds to score all rows once: the mean of some rounds, so that the clock is fine enough."""
     start = time.process_time()
     for _ in range(rounds):
@@ -122,25 +126,25 @@ def seconds(score: Callable[[Row], float], rows: Sequence[Row], rounds: int) -> 
     return (time.process_time() - start) / rounds
 
 
-def race(contest: Contest, repeats: int) -> bool:
-    """Time both sides in turns, print a line, and say whether the bar is reached."""
-    rows = read_rows(contest.tasks, contest.rows)
-    for row in rows:
-        ours, theirs = contest.ours(row), contest.theirs(row)
-        assert ours == theirs, (contest.metric, row, ours, theirs)
+def race(contest: Contest, repeats: int, rows: Sequence[Answer]) -> Row:
+    """Time both sides in turns; they have to give equal values."""
+    differing = sum(contest.ours(row) != contest.theirs(row) for row in rows)
     rounds = [max(1, round(0.3 / seconds(score, rows, 1))) for score in (contest.ours, contest.theirs)]
     times = [
         (seconds(contest.ours, rows, rounds[0]), seconds(contest.theirs, rows, rounds[1]))
         for _ in range(repeats)
     ]
-    ratios = sorted(theirs / ours for ours, theirs in times)
-    ratio = statistics.median(ratios)
-    speeds = [f"{len(rows) / statistics.median(column):10,.0f}" for column in zip(*times, strict=True)]
-    print(
-        f"{contest.metric:10}{len(rows):6}  {'  '.join(speeds)}  {ratio:7.1f}x  ({ratios[0]:.1f} to {ratios[-1]:.1f})"
-        f"  {contest.bar:4.0f}x  {'reached' if ratio >= contest.bar else 'MISSED'}"
+    ratios = tuple(theirs / ours for ours, theirs in times)
+    ours, theirs = ([len(rows) / one / 1e3 for one in column] for column in zip(*times, strict=True))
+    return Row(
+        f"{contest.metric}, {len(rows)} answers of {len(contest.tasks)} LongBench task(s), {differing} values differ",
+        spread(ours, "thousand a CPU s"),
+        spread(theirs, "thousand a CPU s"),
+        contest.peer,
+        ratios,
+        f">= {contest.bar:g}x and ==",
+        statistics.median(ratios) >= contest.bar and not differing,
     )
-    return ratio >= contest.bar
 
 
 def contests() -> list[Contest]:
@@ -148,9 +152,9 @@ def contests() -> list[Contest]:
     summaries = ("gov_report", "multi_news", "qmsum", "samsum")
     questions = ("narrativeqa", "qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "triviaqa")
     return [
-        Contest("rouge_l", reference_rouge(), summaries, 10, 15),
-        Contest("code_sim", reference_code(), ("lcc",), 500, 4),
-        Contest("qa_f1", reference_f1, questions, 200, 6),
+        Contest("rouge_l", f"rouge {version('rouge')}", reference_rouge(), summaries, 10, 15),
+        Contest("code_sim", f"fuzzywuzzy {version('fuzzywuzzy')}", reference_code(), ("lcc",), 500, 4),
+        Contest("qa_f1", "LongBench's code", reference_f1, questions, 200, 6),
     ]
 
 
@@ -160,6 +164,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=7, help="turns of each side")
+    parser.add_argument(
+        "--quick", action="store_true", help="see that it works: a tenth of the answers, 2 turns"
+    )
     options = parser.parse_args()
     if not all(map(importlib.util.find_spec, ("rouge", "fuzzywuzzy"))):
         print(
@@ -179,8 +186,14 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    print(f"{'metric':10}{'rows':>6}  {'ours /s':>10}  {'ref. /s':>10}  {'ratio':>8}  (range)  bar")
-    return int(not all([race(contest, options.repeats) for contest in contests()]))
+    rows = []
+    for contest in contests():
+        answers = read_rows(contest.tasks, contest.rows)
+        if options.quick:
+            answers = answers[::10]
+        rows.append(race(contest, 2 if options.quick else options.repeats, answers))
+    save("metrics_cost", rows, ["numpy", "cydifflib"])
+    return int(not all(row.met for row in rows))
 
 
 if __name__ == "__main__":
