@@ -233,9 +233,9 @@ def rows_of_runs(turns: Sequence[Mapping[str, Whole]], clients: Sequence[Asking]
         if name == OURS:
             continue
         mine, theirs = [one[OURS] for one in turns], [one[name] for one in turns]
-        ratio = ratios([one.cpu_ms for one in mine], [one.cpu_ms for one in theirs])
+        # The difference of two runs: too unsteady for a ratio.
         work = "whole run, 32 KB prompts, 8 in flight: CPU per item"
-        rows.append(Row(work, whole_cost(mine), whole_cost(theirs), peer(name), ratio))
+        rows.append(Row(work, whole_cost(mine), whole_cost(theirs), peer(name)))
         work = f"throughput of a whole run from first request to last answer, {CONCURRENCY} in flight; ours: the client"
         shares = [one.share(CONCURRENCY) for one in clients]
         rows.append(Row(work, percent(shares), percent([one.share for one in theirs]), peer(name)))

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 from kv_transition.files import canonical_json
 
 Row = dict[str, Any]
+
+#: Rows of one statement at most, which takes half the time of as many statements.
+ROWS_AT_ONCE = 50
+#: Variables of one statement: the least that SQLite is built for.
+MOST_VARIABLES = 999
 
 
 def quoted(name: str) -> str:
@@ -60,7 +66,17 @@ def insert_many(
     fixed = same or {}
     names = ", ".join(quoted(name) for name in (*columns, *fixed))
     values = ", ".join([*("?" * len(columns)), *(literal(value) for value in fixed.values())])
-    return connection.executemany(f"INSERT INTO {quoted(table)} ({names}) VALUES ({values})", rows).rowcount
+    at_once = min(ROWS_AT_ONCE, MOST_VARIABLES // max(len(columns), 1))
+    start, waiting = f"INSERT INTO {quoted(table)} ({names}) VALUES ", iter(rows)
+    rest: list[Sequence[Any]] = []
+
+    def together() -> Iterator[list[Any]]:
+        while len(some := list(islice(waiting, at_once))) == at_once:
+            yield list(chain.from_iterable(some))
+        rest.extend(some)
+
+    many = connection.executemany(start + ", ".join([f"({values})"] * at_once), together()).rowcount
+    return max(many, 0) + max(connection.executemany(f"{start}({values})", rest).rowcount, 0)
 
 
 def _insert(
