@@ -268,6 +268,10 @@ KNOWN_METHODS: Mapping[str, MethodCard] = MappingProxyType({card.name: card for 
 TEXT_METHODS = tuple(card.name for card in _CARDS if card.shortens_text)
 
 
+#: SnapKV as the paper's code and KVCache-Factory have it (`kv.presses`): every query head keeps positions of its own.
+PER_QUERY_HEAD = ("snapkv_paper", "snapkv_kvcache_factory")
+
+
 def canonical_name(name: str) -> str:
     """The method's own name for a name or an alias ("h2o" -> "observed_attention").
 
@@ -299,7 +303,9 @@ def resolve_parameters(configured: Mapping[str, Mapping[str, Any]]) -> dict[str,
     resolved: dict[str, dict[str, Any]] = {name: dict(card.defaults) for name, card in KNOWN_METHODS.items()}
     for given, parameters in configured.items():
         if "press" in (parameters or {}):
-            resolved[given] = dict(parameters)
+            preset = parameters["press"] in PER_QUERY_HEAD
+            # Written out, so that it is seen and is part of the answer's key.
+            resolved[given] = {**({"aggregation": "per_query_head"} if preset else {}), **parameters}
             continue
         own = resolved[canonical_name(given)]
         for key, value in (parameters or {}).items():

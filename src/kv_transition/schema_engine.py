@@ -93,7 +93,7 @@ class Engine(Section):
         32,
         ge=1,
         description="kvpress: cells of one prompt that are decoded at once; fewer take less memory. What is kept of all cells of "
-        "a prompt is held together either way.",
+        "a prompt is held together, and that of the cells being decoded a second time.",
     )
     unknown_token_limit: float = Field(
         0.2,

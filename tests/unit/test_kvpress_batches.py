@@ -326,3 +326,65 @@ def test_nothing_is_held_when_the_next_question_is_about_another_context(engine)
     assert own.contexts._value is not None
     own.sweep(second, GRID, LONG, "second")
     assert own.contexts._value is None
+
+
+def test_a_context_is_not_shared_where_every_cell_has_a_prefill_of_its_own(engine):
+    """A kvpress that nothing was proved on draws `random` by itself, and leaves no keys to draw from again."""
+    own = engine.variant("context", "compressed", PARAMETERS)
+    own.setting = {**own.setting, "kvpress": "0.5.6"}
+    cells = [FULL, Cell("snapkv", 48), Cell("random", 48)]
+    first, second = questions(2)
+    expected = told(swept(own, cells, second))
+    own.read_ahead(second)
+    own.sweep(first, cells, LONG, "first")
+    results = told(dict(zip(cells, own.sweep(second, cells, Decoding(6), "example"), strict=True)))
+    assert errors(results) == []
+    assert results == expected
+
+
+def test_a_prompt_that_ends_with_its_context_takes_nothing_over(engine):
+    own = engine.variant("context", "compressed", PARAMETERS)
+    (first,) = questions(1)
+    content = first.messages[0]["content"][: first.context_end]
+    bare = Prompt(({"role": "user", "content": content},), first.context_end, wrapped=False)
+    asked = replace(first, wrapped=False)
+    expected = told(dict(zip(GRID, own.sweep(bare, GRID, LONG, "bare"), strict=True)))
+    own.read_ahead(bare)
+    own.sweep(asked, GRID, LONG, "first")
+    assert told(dict(zip(GRID, own.sweep(bare, GRID, LONG, "bare"), strict=True))) == expected
+
+
+def test_a_prefill_that_fails_leaves_no_tensor_behind(engine, monkeypatch):
+    """On a GPU the next example would have no room."""
+    import gc
+    import weakref
+
+    import torch
+
+    from kv_transition.engines import kvpress_sweep
+
+    held, cut = [], kvpress_sweep.SharedPrefill.cut
+
+    def fails_late(self, module, hidden, keys, *rest):
+        held.append(weakref.ref(keys))
+        if len(held) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        cut(self, module, hidden, keys, *rest)
+
+    monkeypatch.setattr(kvpress_sweep.SharedPrefill, "cut", fails_late)
+    gc.collect()
+    gc.disable()
+    try:
+        results = swept(engine, GRID, prompt_of(150))
+        alive = [reference() for reference in held if reference() is not None]
+    finally:
+        gc.enable()
+    assert len(held) == 3
+    assert all("out of memory" in error for error in errors(results))
+    assert alive == []
+
+
+def test_a_window_that_no_prompt_outgrows_is_none(tmp_path):
+    model = write_model(tmp_path / "mistral", "Mistral", sliding_window=4096)
+    results = swept(KVPressEngine(model, device="cpu"), [FULL, Cell("snapkv", 140)], prompt_of(150))
+    assert errors(results) == []

@@ -611,6 +611,11 @@ def test_a_press_given_by_its_class_is_a_method_of_its_own(engine):
         ({"press": "KnormPress", "compression_ratio": 0.5}, "the budgets decide that"),
         ({"press": "AdaKVPress", "inner": {"press": "Nope"}}, "kv.presses.mine.inner: kvpress has no press"),
         ({"press": "AdaKVPress"}, "kv.presses.mine: AdaKVPress refuses its parameters"),
+        ({"press": "DuoAttentionPress"}, "DuoAttentionPress cannot be used here: what it keeps"),
+        (
+            {"press": "AdaKVPress", "inner": {"press": "snapkv_paper"}},
+            "for every query head; set aggregation: mean",
+        ),
     ],
     ids=str,
 )

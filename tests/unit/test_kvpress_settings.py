@@ -127,6 +127,16 @@ def key_of(engine, prompt=None):
     return answer_key(prompt or {"messages": "m"}, Cell("snapkv", 32), "example", answer, "model")
 
 
+def test_what_a_preset_chooses_is_part_of_an_answer():
+    """The name alone would give old answers a new meaning."""
+    kv = {"methods": ["mine"], "budgets": [128], "presses": {"mine": {"press": "snapkv_paper"}}}
+    answer = slices.answer_slice(from_mapping({"engine": KVPRESS, "kv": kv}), "phrasebook_qa")
+    assert answer["kv"]["methods"]["mine"] == {"press": "snapkv_paper", "aggregation": "per_query_head"}
+    kv["presses"]["mine"]["aggregation"] = "mean"
+    answer = slices.answer_slice(from_mapping({"engine": KVPRESS, "kv": kv}), "phrasebook_qa")
+    assert answer["kv"]["methods"]["mine"]["aggregation"] == "mean"
+
+
 def test_how_many_cells_are_decoded_at_once_is_no_part_of_an_answer():
     few, many = (from_mapping({"engine": {**KVPRESS, "decode_batch": size}, "kv": TWO}) for size in (1, 64))
     assert slices.answer_slice(few, "phrasebook_qa") == slices.answer_slice(many, "phrasebook_qa")

@@ -65,6 +65,8 @@ class TorchCache:
             )
 
     def _proved(self, keep: int) -> bool:
+        if not self.kept:
+            return False
         card = KNOWN_METHODS.get(self.cell.method)
         if card is not None and card.layerwise:
             return abs(sum(self.kept) / len(self.kept) - keep) <= 0.5

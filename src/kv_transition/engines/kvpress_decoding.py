@@ -113,6 +113,7 @@ class _Greedy:
     ) -> None:
         self.loaded, self.groups, self.answers, self.ending = loaded, groups, answers, ending
         self.eager, self.note_logits = eager, note_logits
+        self.banned: Any = None
         watched = loaded.device.type == "cpu" or ending.observe is not None
         self.unseen = 1 if watched else UNSEEN_TOKENS
 
@@ -145,7 +146,10 @@ class _Greedy:
                 for cell, row in zip(self._cells(), logits, strict=True):
                     self.note_logits(cell, row.float().cpu().numpy())
             if banned:
-                logits = logits.index_fill(1, torch.tensor(banned, device=logits.device), -torch.inf)
+                if self.banned is None:
+                    # Once: what goes to a GPU is waited for.
+                    self.banned = torch.tensor(banned, device=logits.device)
+                logits = logits.index_fill(1, self.banned, -torch.inf)
             tokens.append(logits.argmax(dim=1))
             if len(tokens) == steps:
                 return tokens, logits

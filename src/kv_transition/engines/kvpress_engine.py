@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kv_transition.engines.base import Cell
+from kv_transition.data.prompts import Prompt
+from kv_transition.engines.base import Cell, Decoding, EngineResult, TimingScope
 from kv_transition.engines.greedy import Ending
 from kv_transition.engines.kvpress_settings import (
     DECODE_BATCH,
@@ -120,19 +121,29 @@ class KVPressEngine(LocalEngine):
     def _sweep_cells(
         self, ids: Sequence[int], split: Split, cells: Sequence[Cell], ending: Ending, example_id: str
     ) -> Swept:
-        import torch
-
         from kv_transition.engines.kvpress_presses import sharing
         from kv_transition.engines.kvpress_sweep import sweep_cells
 
         may_share = sharing(self.parameters, self.setting["kvpress"])
-        try:
-            return sweep_cells(
-                *(self.loaded, ids, split, cells, self.parameters, may_share, ending, example_id),
-                decode_batch=self.decode_batch,
-                contexts=self.contexts,
-            )
-        finally:
-            if self.setting["device"] == "cuda":
-                # What a failed request left behind must not make the next one fail.
-                torch.cuda.empty_cache()
+        return sweep_cells(
+            *(self.loaded, ids, split, cells, self.parameters, may_share, ending, example_id),
+            decode_batch=self.decode_batch,
+            contexts=self.contexts,
+        )
+
+    def _answer(
+        self,
+        prompt: Prompt,
+        cells: Sequence[Cell],
+        decoding: Decoding,
+        example_id: str,
+        timing_scope: TimingScope,
+        observe: Callable[[Sequence[int]], bool] | None = None,
+    ) -> list[EngineResult]:
+        results = super()._answer(prompt, cells, decoding, example_id, timing_scope, observe)
+        if self.setting["device"] == "cuda" and any(result.failure for result in results):
+            import torch
+
+            # Here no frame of the failed request is left: what it held must not make the next one fail.
+            torch.cuda.empty_cache()
+        return results

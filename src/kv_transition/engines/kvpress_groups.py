@@ -197,9 +197,10 @@ def attend_in_groups(
     Raises
     ------
     ValueError
-        For attention that does more than scale, mask and weigh.
+        For attention that does more than scale, mask and weigh. (A sliding window is none of this attention's business: one
+        that a prompt outgrows is refused by the model's configuration.)
     """
-    asked = [name for name in ("softcap", "s_aux", "sliding_window") if more.get(name) is not None]
+    asked = [name for name in ("softcap", "s_aux") if more.get(name) is not None]
     if asked or attention_mask is not None:
         raise ValueError(f"attention with {', '.join(asked) or 'a mask of its own'} is not supported")
     extension = module.kv_transition_extension

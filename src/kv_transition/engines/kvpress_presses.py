@@ -281,6 +281,10 @@ def named_press(where: str, parameters: Mapping[str, Any]) -> Any:
         )
     if "compression_ratio" in given:
         raise UserError(f"{key}.compression_ratio: the budgets decide that; leave it out")
+    if any(getattr(value, "aggregation", None) == "per_query_head" for value in given.values()):
+        raise UserError(
+            f"{key}: {name} cannot take over a press that keeps positions for every query head; set aggregation: mean in it"
+        )
     try:
         press = kind(**{**own, **given})
     except (TypeError, ValueError, AssertionError) as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kv_transition.errors import ConfigError, UserError
-from kv_transition.methods import TEXT_METHODS
+from kv_transition.methods import PER_QUERY_HEAD, TEXT_METHODS
 
 #: What the extra installs and the engine imports.
 PACKAGES = ("torch", "transformers", "kvpress")
@@ -111,7 +111,7 @@ def check_granularity(
 
 
 def _per_query_head(press: Mapping[str, Any]) -> bool:
-    preset = press.get("press") in ("snapkv_paper", "snapkv_kvcache_factory")
+    preset = press.get("press") in PER_QUERY_HEAD
     return bool(press.get("aggregation", "per_query_head" if preset else "mean") == "per_query_head")
 
 

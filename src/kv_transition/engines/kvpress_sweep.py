@@ -84,6 +84,11 @@ class SharedPrefill:
             self.seconds[cache.cell.method] += time.perf_counter() - begin
         self._scores.clear()
 
+    def release(self) -> None:
+        """Give the presses their own scores back."""
+        for press in self.presses.values():
+            del press.score
+
     def finish(self) -> None:
         """After the prefill: prove the budgets, and fail the cells whose scores were not numbers."""
         for cache in self.caches:
@@ -149,7 +154,8 @@ def sweep_cells(
     together = [cell for cell in cells if cell not in presses or cell.method in may_share]
     with torch.no_grad():
         try:
-            earlier = contexts.remembered(ids, split, cells)
+            # Without a question the first token's logits are the context's own, which are not remembered.
+            earlier = contexts.remembered(ids, split, cells) if sweep.tail else None
             if earlier is not None:
                 sweep.again(caches, presses, earlier)
             else:
@@ -159,7 +165,10 @@ def sweep_cells(
                 for cell in cells:
                     if cell not in together:
                         sweep.alone(caches[cell], presses[cell])
-                if sweep.remembers and all(cache.error is None for cache in caches.values()):
+                drawn = any(is_drawn(cell) for cell in cells)
+                sound = all(cache.error is None for cache in caches.values())
+                # Where a kvpress that was not proved has drawn by itself, there is nothing to draw from again.
+                if sweep.remembers and sound and (sweep.whole or not drawn):
                     contexts.remember(ids, split, cells, Compressed(sweep.kept, sweep.whole))
         finally:
             loaded.clear_masks()
@@ -207,9 +216,15 @@ class _Sweep:
         hooks = [module.register_forward_hook(shared, with_kwargs=True) for module in self.loaded.attention]
         try:
             logits, whole = self._read_prompt(caches)
+        except BaseException:
+            # The presses and this prefill hold each other: what it has gathered would stay until the next collection.
+            for cache in caches:
+                cache.let_go()
+            raise
         finally:
             for hook in hooks:
                 hook.remove()
+            shared.release()
         self.prefill_s += time.perf_counter() - begin - sum(shared.seconds.values())
         if self.remembers and any(is_drawn(cache.cell) for cache in caches):
             self.whole = [(layer.keys, layer.values) for layer in whole.layers]
@@ -248,8 +263,10 @@ class _Sweep:
                 cache.layers, cache.masks = list(earlier.kept[cell].layers), list(earlier.kept[cell].masks)
                 cache.measure()
         shared = self._shared(drawn, presses)
-        for module, (keys, values) in zip(self.loaded.attention, earlier.whole, strict=False):
+        whole = zip(self.loaded.attention, earlier.whole, strict=True) if drawn else ()
+        for module, (keys, values) in whole:
             shared.cut(module, None, keys, values, None, {})
+        shared.release()
         self._note_seconds(shared)
         self._decode_all(list(caches.values()), None)
 
@@ -319,6 +336,13 @@ class _Sweep:
             failure = error.with_traceback(None)
         self.decode_s += time.perf_counter() - begin
         if failure is None:
+            return
+        if self.remembers:
+            # What is held for the next question may be what memory is lacking for.
+            self.remembers = False
+            self.kept.clear()
+            self.whole.clear()
+            self._decode(caches, logits)
             return
         if len(caches) == 1:
             caches[0].fail(failure)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from kv_transition.errors import UserError
@@ -27,6 +29,10 @@ def set_up_logging(log_file: str | Path | None = None) -> None:
     )
 
 
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
 @contextmanager
 def job(snakemake: Any) -> Iterator[Any]:
     """Run a workflow script's body.
@@ -36,9 +42,11 @@ def job(snakemake: Any) -> Iterator[Any]:
     snakemake : the object Snakemake gives to scripts (input, output, params, log, wildcards).
 
     A `UserError` ends the script with its one line on the terminal and in the log, any other error with a traceback;
-    both fail the job, so Snakemake removes what it had begun to write.
+    both fail the job, so Snakemake removes what it had begun to write. SIGTERM (a cluster's time limit, a cancelled job) ends
+    it as an interruption does: answers that are there reach the journal first.
     """
     set_up_logging(snakemake.log[0] if snakemake.log else None)
+    signal.signal(signal.SIGTERM, _leave)
     try:
         yield snakemake
     except UserError as error:
