@@ -74,6 +74,21 @@ def test_cells_answered_at_once_are_those_answered_one_by_one(engine):
     assert batches[100] == batches[1]
 
 
+def test_no_cell_of_the_shared_prefill_is_copied_for_its_batch(engine, monkeypatch):
+    """Its keys and values are put where they are answered from; only what has a prefill of its own is moved there."""
+    from kv_transition.engines import kvpress_groups
+
+    copied, copy = [], kvpress_groups._copied
+
+    def counted(cells, room):
+        copied.extend(cells)
+        return copy(cells, room)
+
+    monkeypatch.setattr(kvpress_groups, "_copied", counted)
+    assert errors(swept(engine, GRID, prompt_of(180), LONG)) == []
+    assert len(copied) == sum(cell.method in ADAKV for cell in GRID)
+
+
 @pytest.mark.parametrize("least", [0, 5])
 def test_tokens_that_nobody_looked_at_change_no_answer(engine, monkeypatch, least):
     """A GPU computes some tokens before the host looks: those behind an answer's end are thrown away."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from kv_transition.engines.base import Cell
+from kv_transition.engines.kvpress_groups import CellLayers, Shelf
 from kv_transition.methods import KNOWN_METHODS
 
 
@@ -20,6 +21,7 @@ class TorchCache:
     layers : keys and values of each layer, (1, K, kept, d) each; let go when the cell has been answered.
     masks : per layer the positions that are there but masked (AdaKV): indices of batch, KV head and position; None for
         none.
+    shelf, row : where layers are put when they are added; None for nowhere.
     kept, nbytes, position_bytes : as of `KeptCache`, read from the tensors and masks by `measure`.
     """
 
@@ -27,10 +29,28 @@ class TorchCache:
     keep: int | None
     layers: list[tuple[Any, Any]] = field(default_factory=list)
     masks: list[tuple[Any, Any, Any] | None] = field(default_factory=list)
+    shelf: Shelf | None = None
+    row: int = 0
     error: Exception | None = None
     kept: list[float] = field(default_factory=list)
     nbytes: int = 0
     position_bytes: int = 0
+
+    @property
+    def held(self) -> CellLayers:
+        """What answers are decoded from."""
+        return CellLayers(self.layers, self.masks, self.shelf, self.row)
+
+    def take_over(self, held: CellLayers) -> None:
+        """Hold what was held for an earlier question."""
+        self.layers, self.masks = list(held.layers), list(held.masks)
+        self.shelf, self.row = held.shelf, held.row
+
+    def add(self, keys: Any, values: Any) -> None:
+        """Keep these keys and values of the next layer, (1, K, kept, d) each."""
+        if self.shelf is not None:
+            keys, values = self.shelf.put(len(self.layers), self.row, keys, values)
+        self.layers.append((keys, values))
 
     def fail(self, error: Exception) -> None:
         """Keep the error and nothing else; a traceback would keep the tensors of every frame alive."""
@@ -39,7 +59,7 @@ class TorchCache:
 
     def let_go(self) -> None:
         """Free the tensors."""
-        self.layers, self.masks = [], []
+        self.layers, self.masks, self.shelf = [], [], None
 
     def measure(self) -> None:
         """Read from the tensors what is kept, and prove the budget: else `error` is set."""

@@ -1,8 +1,8 @@
 """Attention from new tokens of many cells to what each cell's cache still holds, inside a transformers model.
 
 A model that is called within `decoding` attends with `attend_in_groups` instead of its own attention. Cells that kept
-equally many positions stand in one array with room for the tokens to come: nothing is padded, nothing is joined, and the
-keys and values of a KV head are never repeated for its query heads.
+equally many positions stand in one array with room for the tokens to come, most of them from the moment they are cut
+(`Shelf`): nothing is padded, nothing is joined, and the keys and values of a KV head are never repeated for its query heads.
 """
 
 from __future__ import annotations
@@ -27,15 +27,74 @@ ATTENTION = "kv_transition_cells"
 Masked = tuple[Any, Any, Any] | None
 
 
+class Shelf:
+    """Where cells that keep equally many positions stand from the moment they are cut, with room for the tokens to come.
+
+    What a cell kept is written here once, and read for as long as it is needed; only the room behind it is used again.
+
+    Parameters
+    ----------
+    rows : cells that stand here.
+    room : tokens that will be added to each.
+
+    Attributes
+    ----------
+    pairs : keys and values of each layer so far, (rows, heads, kept + room, d) each.
+    """
+
+    def __init__(self, rows: int, room: int) -> None:
+        self._rows, self._room = rows, room
+        self.pairs: list[tuple[Any, Any]] = []
+
+    def put(self, layer: int, row: int, keys: Any, values: Any) -> tuple[Any, Any]:
+        """Copy what a cell keeps of a layer to its row, and return it as it stands there, (1, heads, kept, d) each.
+
+        What is of another shape than its row is returned as it is, and stands nowhere.
+        """
+        if layer == len(self.pairs):
+            arrays = [
+                part.new_empty(self._rows, part.shape[1], part.shape[2] + self._room, part.shape[3])
+                for part in (keys, values)
+            ]
+            self.pairs.append((arrays[0], arrays[1]))
+        placed = []
+        for array, part in zip(self.pairs[layer], (keys, values), strict=True):
+            place = array[row : row + 1, :, : array.shape[2] - self._room]
+            if place.shape != part.shape:
+                return keys, values
+            placed.append(place.copy_(part))
+        return placed[0], placed[1]
+
+    def arrays(self, cells: Sequence[CellLayers], room: int) -> list[list[Any]] | None:
+        """Per layer the keys and values of these cells with room for that many tokens, (cells, heads, kept + room, d) each.
+
+        None where they do not stand here, one below the other, or where there is too little room.
+        """
+        first, found = cells[0].row, []
+        if room > self._room or len(self.pairs) != len(cells[0].layers):
+            return None
+        for layer, pair in enumerate(self.pairs):
+            for part, array in enumerate(pair):
+                begin, step = array.data_ptr(), array.stride(0) * array.element_size()
+                for row, cell in enumerate(cells, first):
+                    if cell.layers[layer][part].data_ptr() != begin + row * step:
+                        return None
+            found.append([array[first : first + len(cells)] for array in pair])
+        return found
+
+
 @dataclass(frozen=True)
 class CellLayers:
     """What a cell kept: per layer keys and values, (1, heads, kept, d) each, and what of it is masked (none: nothing).
 
-    `heads` are the KV heads, or the query heads where each of them kept positions of its own.
+    `heads` are the KV heads, or the query heads where each of them kept positions of its own. `shelf` and `row` say where
+    the layers were put; None for nowhere.
     """
 
     layers: Sequence[tuple[Any, Any]]
     masks: Sequence[Masked] = ()
+    shelf: Shelf | None = None
+    row: int = 0
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -49,7 +108,7 @@ class CellGroup:
 
     Parameters
     ----------
-    cells : name -> what the cell kept; the layers are left as they are.
+    cells : name -> what the cell kept, in the order of the rows; the layers are left as they are.
     room : tokens that will be added.
 
     Attributes
@@ -62,18 +121,13 @@ class CellGroup:
         self.rows, self.added = list(cells), 0
         first = next(iter(cells.values()))
         self._kept = [keys.shape[2] for keys, _ in first.layers]
-        self._arrays: list[list[Any]] = []
+        shelf, held = first.shelf, [*cells.values()]
+        lent = None if shelf is None else shelf.arrays(held, room)
+        #: Whether the rows are the cells' own places, which may be needed again as they are.
+        self._lent = lent is not None
+        self._arrays = _copied(held, room) if lent is None else lent
         self._visible: list[Any] = []
         for layer in range(len(first.layers)):
-            pair = []
-            for part in (0, 1):
-                whole = first.layers[layer][part]
-                _, heads, kept, width = whole.shape
-                array = whole.new_empty(len(cells), heads, kept + room, width)
-                for row, cell in enumerate(cells.values()):
-                    array[row, :, :kept] = cell.layers[layer][part][0]
-                pair.append(array)
-            self._arrays.append(pair)
             own = [cell.masks[layer] if cell.masks else None for cell in cells.values()]
             self._visible.append(_visible(first.layers[layer][0], own))
 
@@ -84,11 +138,19 @@ class CellGroup:
         """Forget a finished cell: the last one takes its row."""
         row = self.rows.index(cell)
         last = self.rows.pop()
-        if row < len(self.rows):
-            self.rows[row] = last
-            for pair, visible in zip(self._arrays, self._visible, strict=True):
-                for array in (*pair, *([] if visible is None else [visible])):
-                    array[row] = array[len(self.rows)]
+        if row == len(self.rows):
+            return
+        self.rows[row] = last
+        count = len(self.rows)
+        for pair, visible in zip(self._arrays, self._visible, strict=True):
+            if visible is not None:
+                visible[row] = visible[count]
+            for part, array in enumerate(pair):
+                if self._lent:
+                    pair[part] = torch.cat([array[:row], array[count : count + 1], array[row + 1 : count]])
+                else:
+                    array[row] = array[count]
+        self._lent = False
 
     def attend(
         self, layer: int, queries: Any, keys: Any, values: Any, scale: float, later: Any, eager: bool
@@ -157,12 +219,21 @@ def _visible(keys: Any, masks: Sequence[Masked]) -> Any:
     return visible
 
 
+def _copied(cells: Sequence[CellLayers], room: int) -> list[list[Any]]:
+    """Arrays of cells of one shape that stand elsewhere."""
+    shelf = Shelf(len(cells), room)
+    for row, cell in enumerate(cells):
+        for layer, (keys, values) in enumerate(cell.layers):
+            shelf.put(layer, row, keys, values)
+    return [list(pair) for pair in shelf.pairs]
+
+
 def in_groups(cells: dict[int, CellLayers], room: int) -> list[CellGroup]:
-    """The cells in groups of one shape."""
-    by_shape: dict[Any, dict[int, CellLayers]] = defaultdict(dict)
+    """The cells in groups of one shape that stand together."""
+    together: dict[Any, dict[int, CellLayers]] = defaultdict(dict)
     for name, cell in cells.items():
-        by_shape[cell.shape][name] = cell
-    return [CellGroup(group, room) for group in by_shape.values()]
+        together[cell.shape, id(cell.shelf)][name] = cell
+    return [CellGroup(group, room) for group in together.values()]
 
 
 class _Extension(Cache):  # type: ignore[misc]  # transformers has no types

@@ -55,20 +55,22 @@ REFUSED = {
 
 @dataclass
 class SinksFirstPress(kvpress.StreamingLLMPress):
-    """StreamingLLM with scores that do not depend on the budget; one below the sinks keeps the earliest of them."""
+    """StreamingLLM by its two ranges of positions, without scores; a budget below the sinks keeps the earliest of them."""
 
-    def score(
+    def compress(
         self, module: Any, hidden_states: Any, keys: Any, values: Any, attentions: Any, kwargs: Any
-    ) -> Any:
-        """Positions in order, the sinks above all."""
+    ) -> tuple[Any, Any]:
+        """The sinks and the last positions."""
         count = keys.shape[2]
         if count <= self.n_sink:
             raise ValueError(
                 f"streaming_llm needs a prompt longer than its n_sink = {self.n_sink} positions; this one has {count}"
             )
-        scores = torch.arange(count, dtype=torch.float64, device=keys.device)
-        scores[: self.n_sink] = 2 * count - scores[: self.n_sink]
-        return scores.expand(*keys.shape[:3])
+        kept = compute_n_kept(count, self.compression_ratio)
+        sinks = min(self.n_sink, kept)
+        first_late = count - (kept - sinks)
+        ranges = [torch.cat([part[:, :, :sinks], part[:, :, first_late:]], dim=2) for part in (keys, values)]
+        return ranges[0], ranges[1]
 
 
 @dataclass
@@ -139,12 +141,38 @@ class PooledSnapKVPress(kvpress.SnapKVPress):
             return theirs
         scores = self.score(module, hidden_states, keys, values, attentions, kwargs)
         count = compute_n_kept(keys.shape[2], self.compression_ratio)
-        kept = scores.topk(count, dim=-1).indices
-        batch, heads, _, width = keys.shape
         # The query heads of a KV head one after the other, so that its keys need not be repeated.
-        index = kept.view(batch, heads, -1, 1).expand(-1, -1, -1, width)
-        chosen = [part.gather(2, index).view(batch, -1, count, width) for part in (keys, values)]
+        kept = scores.topk(count, dim=-1).indices.view(1, keys.shape[1], -1)
+        chosen = [rows_at(part, kept).view(1, -1, count, keys.shape[3]) for part in (keys, values)]
         return chosen[0], chosen[1]
+
+
+def rows_at(part: Any, positions: Any) -> Any:
+    """Whole rows of keys or values (1, K, n, d) at positions (1, K, count): (1, K, count, d).
+
+    What `gather` copies number by number; five times as fast on a CPU.
+    """
+    _, heads, count, width = part.shape
+    starts = torch.arange(0, heads * count, count, device=part.device)
+    flat = (positions[0] + starts[:, None]).reshape(-1)
+    return part[0].reshape(-1, width).index_select(0, flat).view(1, heads, -1, width)
+
+
+def compress(
+    press: Any, module: Any, hidden: Any, keys: Any, values: Any, attentions: Any, kwargs: Any
+) -> tuple[Any, Any]:
+    """What a press keeps of a layer's whole keys and values, (1, K, n, d) each; those are left as they are.
+
+    A press that only scores, and leaves the cutting to kvpress's `ScorerPress`, is cut here: the same positions, in whatever
+    order, which no attention depends on. Any other press does it itself.
+    """
+    if getattr(press.compress, "__func__", None) is not kvpress.ScorerPress.compress:
+        theirs: tuple[Any, Any] = press.compress(module, hidden, keys, values, attentions, kwargs)
+        return theirs
+    scores = press.score(module, hidden, keys, values, attentions, kwargs)
+    count = compute_n_kept(keys.shape[2], press.compression_ratio)
+    kept = scores.topk(count, dim=-1, sorted=False).indices
+    return rows_at(keys, kept), rows_at(values, kept)
 
 
 #: SnapKV as others have it. The paper's code and KVCache-Factory choose per query head; kvpress averages over those of a KV

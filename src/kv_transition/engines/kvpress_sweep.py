@@ -20,12 +20,13 @@ from kv_transition.engines.contexts import SharedContext, is_drawn
 from kv_transition.engines.greedy import Answer, Ending
 from kv_transition.engines.kvpress_caches import TorchCache
 from kv_transition.engines.kvpress_decoding import decode_cells
-from kv_transition.engines.kvpress_groups import CellLayers
+from kv_transition.engines.kvpress_groups import CellLayers, Shelf
 from kv_transition.engines.kvpress_model import LoadedModel
-from kv_transition.engines.kvpress_presses import make_press
+from kv_transition.engines.kvpress_presses import compress, make_press
 from kv_transition.engines.kvpress_settings import DECODE_BATCH
 from kv_transition.engines.sweep import Split, Swept
 from kv_transition.errors import UserError
+from kv_transition.methods import KNOWN_METHODS
 
 
 class SharedPrefill:
@@ -70,11 +71,11 @@ class SharedPrefill:
         for cache in self.caches:
             begin = time.perf_counter()
             if cache.error is None and cache.keep is None:
-                cache.layers.append((keys, values))
+                cache.add(keys, values)
             elif cache.error is None:
                 try:
                     press = self.presses[cache.cell]
-                    cache.layers.append(press.compress(module, hidden, keys, values, attentions, kwargs))
+                    cache.add(*compress(press, module, hidden, keys, values, attentions, kwargs))
                 except Exception as error:  # one method's failure is that cell's, never the example's
                     cache.fail(error)
                 if versions != [tensor._version for tensor in shared]:
@@ -212,6 +213,7 @@ class _Sweep:
 
     def together(self, caches: Sequence[TorchCache], presses: Mapping[Cell, Any]) -> None:
         """Cells that share a prefill: all are compressed on the way, then they are answered in batches."""
+        self._give_places(caches)
         shared, begin = self._shared(caches, presses), time.perf_counter()
         hooks = [module.register_forward_hook(shared, with_kwargs=True) for module in self.loaded.attention]
         try:
@@ -260,7 +262,7 @@ class _Sweep:
             if is_drawn(cell):
                 drawn.append(cache)
             else:
-                cache.layers, cache.masks = list(earlier.kept[cell].layers), list(earlier.kept[cell].masks)
+                cache.take_over(earlier.kept[cell])
                 cache.measure()
         shared = self._shared(drawn, presses)
         whole = zip(self.loaded.attention, earlier.whole, strict=True) if drawn else ()
@@ -275,6 +277,25 @@ class _Sweep:
         for press in own.values():
             press.post_init_from_model(self.loaded.model)
         return SharedPrefill(caches, own)
+
+    def _give_places(self, caches: Sequence[TorchCache]) -> None:
+        """Let cells that will keep equally much stand together from the start, so that no batch has to copy them.
+
+        Not where they are decoded in several batches: each needs room for its answer while it is decoded, not before.
+        """
+        if len(caches) > self.decode_batch:
+            return
+        alike: dict[tuple[int | None, str], list[TorchCache]] = defaultdict(list)
+        for cache in caches:
+            card = KNOWN_METHODS.get(cache.cell.method)
+            # Only what is known to keep as many positions of every layer and KV head stands beside other methods.
+            own = card is None or card.layerwise or is_drawn(cache.cell)
+            alike[cache.keep, cache.cell.method if own else ""].append(cache)
+        room = len(self.tail) + self.ending.max_new_tokens
+        for group in alike.values():
+            shelf = Shelf(len(group), room)
+            for row, cache in enumerate(group):
+                cache.shelf, cache.row = shelf, row
 
     def _note_seconds(self, shared: SharedPrefill) -> None:
         shared.finish()
@@ -306,7 +327,7 @@ class _Sweep:
         """The answers of the cells that have a cache, some at a time."""
         ready = [cache for cache in caches if cache.error is None]
         if self.remembers:
-            self.kept |= {cache.cell: CellLayers(cache.layers, cache.masks) for cache in ready}
+            self.kept |= {cache.cell: cache.held for cache in ready}
         # Cells of one size one after the other: they stand in one array.
         ready.sort(key=lambda cache: max(cache.kept))
         for start in range(0, len(ready), self.decode_batch):
@@ -321,7 +342,7 @@ class _Sweep:
         try:
             answers = decode_cells(
                 self.loaded,
-                {number: CellLayers(cache.layers, cache.masks) for number, cache in enumerate(caches)},
+                {number: cache.held for number, cache in enumerate(caches)},
                 self.tail,
                 self.split.press_len,
                 logits,
