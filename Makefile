@@ -44,11 +44,11 @@ docs: dag report ## Draw what the docs show again: the rule graph and the README
 	@mkdir -p docs/figures
 	cp results/demo/figures/score_vs_budget__phrasebook_qa.png docs/figures/
 
-# In order; each writes results/bench/<name>.json.
+# In order; each writes results/bench/<name>.json. Without a GPU the page shows benchmarks/measured/gpu_sweep.json, if it is there.
 BENCHMARKS := kvpress_sweep sweep_cost gpu_sweep client_cost crash_cost metrics_cost bootstrap_cost coverage \
   tokenise_cost dag_scale touched_cost stage_cost startup_cost sqlite_cost growth
 
-bench: setup-bench setup-full peers ## Measure everything, ours beside the peers: docs/performance.md (about 45 minutes; QUICK=1: see that the benchmarks work)
+bench: setup-bench setup-full peers ## Measure everything, ours beside the peers: docs/performance.md (about an hour; QUICK=1: see that the benchmarks work)
 	@broken=; for name in $(BENCHMARKS); do \
 	  echo "== $$name"; rm -f results/bench/$(if $(QUICK),quick/)$$name.json; \
 	  $(BIN)/python benchmarks/$$name.py $(if $(QUICK),--quick) || broken="$$broken $$name"; \

@@ -6,28 +6,28 @@
 Throughput is given as share of concurrency / latency, the most that any client can reach. Every answer of ours goes
 through the engine, its budget is checked, and its row is in the journal before its place is used again. The server is a
 process of its own, and as cheap as it can be; what is asked runs in a process of its own, too. CPU seconds are those of
-the asking, of lm-eval and inspect_ai those of two runs of different length: their difference is the cost per item, and
-what is left of the shorter one the fixed cost. Ends with 1 if a bar is missed.
+the asking, of whole runs those of two of different length: their difference is the cost per request, and what is left
+of the shorter one the fixed cost. Ends with 1 if a bar is missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from growth_points import rss_mb
 from harnesses import CONCURRENCY, DRIVERS, PEERS, Command, inspect_ai, lm_eval, ours, peer, spend
 from punctual_server import BUDGET, LATENCY_S, Server, events
-from record import Row, save, spread
+from record import Row, save, spread, without_bar
 
 from kv_transition.data.prompts import Prompt
 from kv_transition.engines.base import Cell, Decoding, EngineResult
@@ -41,6 +41,8 @@ IN_FLIGHT = (CONCURRENCY, 32)
 
 SHARE_BAR = 0.90
 CPU_BAR_MS = 2.0
+#: Of ours: the whole cache and one method are the least that the workflow accepts. The peers ask each question once.
+REQUESTS_A_QUESTION = 2
 #: What the journal's keys and the allocator may add between 1,000 items and 20,000.
 GROWTH_BAR_MB = 8
 
@@ -90,7 +92,7 @@ class Asking:
 
 @dataclass(frozen=True)
 class Whole:
-    """What a whole evaluation run costs: seconds of CPU whatever it asks, and milliseconds more for each item.
+    """What a whole evaluation run costs: seconds of CPU whatever it asks, and milliseconds more for each request.
 
     Attributes
     ----------
@@ -132,7 +134,7 @@ def ask(base_url: str, streamed: bool, concurrency: int, items: int, size: int) 
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     if answered != items:
         raise SystemExit(f"{items - answered} of {items} requests failed")
-    return Asking(items, wall, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return Asking(items, wall, cpu, rss_mb())
 
 
 def asked(command: Sequence[str | Path], concurrency: int, items: int, size: int) -> Asking:
@@ -176,8 +178,8 @@ def whole_run(start: Callable[[Path, int, int, str], Command], few: int, many: i
 
 
 def ours_of_requests(folder: Path, requests: int, size: int, base_url: str) -> Command:
-    """Our workflow asks each question twice."""
-    return ours(folder, requests // 2, size, base_url)
+    """Our workflow asks each question of the whole cache and of a budget."""
+    return ours(folder, requests // REQUESTS_A_QUESTION, size, base_url)
 
 
 OURS = "ours"
@@ -226,26 +228,29 @@ def percent(shares: Sequence[float]) -> str:
     return spread([100 * share for share in shares], "%")
 
 
-def rows_of_runs(turns: Sequence[Mapping[str, Whole]], clients: Sequence[Asking]) -> list[Row]:
-    """Whole evaluation runs side by side; their throughput beside that of our client with as many in flight."""
+def rows_of_runs(turns: Sequence[Mapping[str, Whole]]) -> list[Row]:
+    """Whole evaluation runs side by side: what they cost, and their throughput, whatever lies between two requests."""
     rows = []
     for name in HARNESSES:
         if name == OURS:
             continue
         mine, theirs = [one[OURS] for one in turns], [one[name] for one in turns]
+        where = f"whole run, 32 KB prompts, {CONCURRENCY} in flight"
         # The difference of two runs: too unsteady for a ratio.
-        work = "whole run, 32 KB prompts, 8 in flight: CPU per item"
-        rows.append(Row(work, whole_cost(mine), whole_cost(theirs), peer(name)))
-        work = f"throughput of a whole run from first request to last answer, {CONCURRENCY} in flight; ours: the client"
-        shares = [one.share(CONCURRENCY) for one in clients]
-        rows.append(Row(work, percent(shares), percent([one.share for one in theirs]), peer(name)))
+        told = whole_cost(mine, REQUESTS_A_QUESTION), whole_cost(theirs, 1)
+        rows.append(Row(f"{where}: CPU", *told, peer(name)))
+        own, other = [one.share for one in mine], [one.share for one in theirs]
+        work = f"{where}: throughput from first request to last answer"
+        rows.append(Row(work, percent(own), percent(other), peer(name), ratios(own, other)))
     return rows
 
 
-def whole_cost(turns: Sequence[Whole]) -> str:
-    """Per item, and fixed."""
+def whole_cost(turns: Sequence[Whole], requests: int) -> str:
+    """Per request, per question of so many requests, and fixed."""
+    each = spread([one.cpu_ms for one in turns], "ms a request")
+    question = spread([one.cpu_ms * requests for one in turns], "ms a question")
     fixed = spread([one.fixed_s for one in turns], "s")
-    return f"{spread([one.cpu_ms for one in turns], 'ms')}, and {fixed} whatever it asks"
+    return f"{each}, {question}, and {fixed} whatever it asks"
 
 
 def row_of_memory(items: int) -> Row:
@@ -265,7 +270,8 @@ NOTE = (
     "Ours proves the budget of every answer and syncs it to the journal before its place is used again; requests and openai "
     "(threads) and aiohttp (tasks) keep the answers in a list. Whole runs also read the data and "
     "score, all with 8 in flight and all other options at their defaults; ours is `snakemake all_scores`, which asks each "
-    "question twice, of the whole cache and of a budget, in two jobs."
+    "question twice, of the whole cache and of a budget, in two jobs: as many requests are half as many questions to read "
+    "and score, so the cost is told per question, too, and its throughput includes the start of the second job."
 )
 
 
@@ -297,10 +303,10 @@ def main() -> int:
             {name: whole_run(start, FEW, many) for name, (start, many) in HARNESSES.items()}
             for _ in range(given.runs)
         ]
-        rows += rows_of_runs(runs, [one[CONCURRENCY][WHOLE] for one in turns])
+        rows += rows_of_runs(runs)
     rows.append(row_of_memory(items))
     if given.quick:
-        rows = [replace(row, met=None) for row in rows]
+        rows = list(map(without_bar, rows))
     save("client_cost", rows, ("kv-transition", "requests"), NOTE)
     return int(any(row.met is False for row in rows))
 

@@ -5,8 +5,8 @@
 
 400 requests to a server that needs 50 ms for each, 8 in flight; every harness is killed with all of its processes at five
 points, and started again as its documentation says. The server's log tells what it was asked again although it had
-answered. A second table is of a server that answers one question with 400: what becomes of the other questions. Ends
-with 1 if a bar is missed.
+answered. Then the server answers one question with 400, which clients take as final, or with 500 however often it is
+asked, until their attempts are used up: what becomes of the other questions. Ends with 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import punctual_server
 from harnesses import (
     CONCURRENCY,
     Command,
@@ -41,6 +42,10 @@ REQUESTS = 400
 POINTS = (60, 130, 200, 270, 340)
 SIZE = 1024
 TIME_BAR = 0.5
+#: What the server says to one question, and how a row names it.
+REFUSED, FAILED = "400", "500 however often it is asked"
+#: This script as the process of a server that fails.
+FAILING = "--serve-failing"
 NOTE = (
     "Whole commands: ours is `snakemake all_scores`, two requests a question (whole cache and a budget that has to be "
     "proved), in two jobs, and ends with scored tables; the peers' tasks ask each question once and score it too. All "
@@ -140,14 +145,36 @@ class Refused:
         return f"ends with {self.code}, {self.answered} others answered, {scores}"
 
 
+class FailingServer(Server):
+    """Answers one question with 500 where the other server has 400."""
+
+    def __init__(self, *, refuse: str | None = None, log: Path | None = None) -> None:
+        super().__init__(refuse=refuse, log=log)
+        self.command[1:2] = [__file__, FAILING]
+
+
+def serve_failing() -> None:
+    """In the process of that server: serve until killed."""
+    sys.argv.remove(FAILING)
+    punctual_server.REFUSAL = punctual_server.REFUSAL.replace(
+        b"400 Bad Request", b"500 Internal Server Error"
+    )
+    punctual_server.main()
+
+
+SERVERS = {REFUSED: Server, FAILED: FailingServer}
+
+
 class Run:
     """A run of a harness beside a server of its own, which keeps a log, in a folder that is gone with it."""
 
-    def __init__(self, name: str, requests: int, refuse: str | None = None) -> None:
+    def __init__(
+        self, name: str, requests: int, refuse: str | None = None, server: type[Server] = Server
+    ) -> None:
         self.harness, self.requests = HARNESSES[name], requests
         self.place = tempfile.TemporaryDirectory(prefix="crash_cost_")
         self.log, self.folder = Path(self.place.name, "log"), Path(self.place.name, "run")
-        self.server = Server(log=self.log, refuse=refuse)
+        self.server = server(log=self.log, refuse=refuse)
         self.base_url = self.server.__enter__()
         self.first = self.harness.start(self.folder, requests, self.base_url)
 
@@ -196,9 +223,10 @@ def kills(names: Sequence[str], requests: int, point: int) -> dict[str, Resumed]
             run.end()
 
 
-def refusals(names: Sequence[str], requests: int) -> dict[str, Refused]:
-    """What becomes of a run of each harness when one question is answered with 400."""
-    runs = {name: Run(name, requests, "20b" if name == OURS else "20") for name in names}
+def refusals(names: Sequence[str], requests: int, reply: str) -> dict[str, Refused]:
+    """What becomes of a run of each harness when one question has this reply."""
+    question = {name: "20b" if name == OURS else "20" for name in names}
+    runs = {name: Run(name, requests, question[name], SERVERS[reply]) for name in names}
     try:
         with ThreadPoolExecutor(len(runs)) as pool:
             return dict(zip(runs, pool.map(Run.whole, runs.values()), strict=True))
@@ -210,8 +238,6 @@ def refusals(names: Sequence[str], requests: int) -> dict[str, Refused]:
 def rows_of_kills(turns: Mapping[str, Sequence[Resumed]], requests: int) -> list[Row]:
     """What was asked again, and how long the rest took; ours beside each peer at the same points."""
     mine = turns[OURS]
-    most = max(turn.again for turn in mine)
-    safe = most <= CONCURRENCY and not any(turn.lost for turn in mine)
     where = f"kill -9 of {requests} requests, {CONCURRENCY} in flight, at"
     rows = []
     for name, theirs in turns.items():
@@ -221,8 +247,11 @@ def rows_of_kills(turns: Mapping[str, Sequence[Resumed]], requests: int) -> list
         ratios = tuple(one.wall_s / other.wall_s for one, other in zip(beside, theirs, strict=True))
         points = ", ".join(str(one.point) for one in theirs)
         bar = f"at most {CONCURRENCY}, what was in flight"
+        safe = all(one.again <= CONCURRENCY and not one.lost for one in beside)
         told = ("", "") if name == OURS else (again(theirs), full_name(name))
-        rows.append(Row(f"{where} {points} answers: answers asked again", again(mine), *told, (), bar, safe))
+        rows.append(
+            Row(f"{where} {points} answers: answers asked again", again(beside), *told, (), bar, safe)
+        )
         if name == OURS:
             rows.append(Row(f"{where} {points} answers: time of the rest", seconds(mine)))
             continue
@@ -250,10 +279,10 @@ def full_name(name: str) -> str:
     return f"{peer(package)} {options}".rstrip()
 
 
-def rows_of_refusals(found: Mapping[str, Refused], requests: int) -> list[Row]:
+def rows_of_refusals(found: Mapping[str, Refused], requests: int, reply: str = REFUSED) -> list[Row]:
     """Told without a ratio: how much a harness that gives up leaves undone depends on when it met the refusal."""
     mine = found[OURS]
-    work = f"one of {requests} requests is answered with 400"
+    work = f"one of {requests} requests is answered with {reply}"
     wanted = Refused(0, requests - 1, True)
     peers = [(str(theirs), peer(name.split()[0])) for name, theirs in found.items() if name != OURS]
     return [Row(work, str(mine), *told, (), str(wanted), mine == wanted) for told in peers or [("", "")]]
@@ -275,10 +304,13 @@ def main() -> int:
         for name, resumed in kills([*names, *also], requests, point).items():
             turns.setdefault(name, []).append(resumed)
     rows = rows_of_kills(turns, requests)
-    rows += rows_of_refusals(refusals([OURS] if given.quick else [OURS, LM_EVAL, INSPECT], 80), 80)
+    # inspect_ai asks for as long as it is told 500.
+    for reply, peers in ((REFUSED, [LM_EVAL, INSPECT]), (FAILED, [LM_EVAL])):
+        found = refusals([OURS] if given.quick else [OURS, *peers], 80, reply)
+        rows += rows_of_refusals(found, 80, reply)
     save("crash_cost", rows, ("kv-transition", "snakemake", "requests"), NOTE)
     return int(any(row.met is False for row in rows))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve_failing() if FAILING in sys.argv else main())

@@ -37,10 +37,11 @@ class Fit:
 
 @dataclass(frozen=True)
 class Axis:
-    """What a figure is called, and what its x axis counts."""
+    """What a figure is called, what its x axis counts, and whether memory is drawn above what was held before the work."""
 
     title: str
     label: str
+    above: bool = False
 
 
 def fit_power(sizes: Sequence[float], values: Sequence[float]) -> Fit:
@@ -69,10 +70,9 @@ def draw_growth(points: Sequence[Point], axis: Axis, path: Path) -> None:
     with house_style():
         figure, (time, memory) = panel_grid(2, 3.3, 2.6, 2, left=0.68, title=0.42)
         _panel(time, points, axis, "CPU time", "CPU time (s)", [point.cpu for point in points])
-        _panel(
-            *(memory, points, axis, "Peak memory of the process", "peak memory (MB)"),
-            [(point.peak_mb,) for point in points],
-        )
+        what = "Peak memory above that before the work" if axis.above else "Peak memory of the process"
+        peaks = [(point.above_mb if axis.above else point.peak_mb,) for point in points]
+        _panel(memory, points, axis, what, "memory (MB)", peaks)
         FigureCanvasAgg(figure)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:

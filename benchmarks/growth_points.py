@@ -1,6 +1,6 @@
 """What one size costs, in a process of its own, because peak memory only ever rises; `growth.py` starts one for each.
 
-    python benchmarks/growth_points.py prompt_length 1024 --curve "full alone" --repeats 3
+    OMP_NUM_THREADS=1 python benchmarks/growth_points.py prompt_length 1024 --curve "full cache alone" --repeats 3
 
 Prints a JSON list of points.
 """
@@ -8,6 +8,7 @@ Prints a JSON list of points.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -22,6 +23,10 @@ from kv_transition.engines.base import Cell
 
 CELLS_TOKENS = 2048
 GRID, FULL_ALONE = "grid + full", "full cache alone"
+#: Most jobs whose null rerun is measured: to have the files of 5,000 recorded as made takes Snakemake many minutes a side.
+RERUN_JOBS = 1000
+#: What the curve of the bare workflow's jobs has behind the name of ours.
+BARE = ", bare Snakemake"
 READER = Path(__file__).resolve().parents[1] / "resources/tiny-reader"
 READER_TASK = "phrasebook_qa"
 READER_CELLS = [
@@ -39,7 +44,7 @@ class Point:
     size : on the axis, as it was counted.
     wall, cpu : seconds of every repeat; `wall` is empty where only CPU seconds were measured.
     peak_mb : peak memory of the process that did the work, its repeats included.
-    before_mb : the same before the work, model and packages loaded; 0 where the work is a program of its own.
+    before_mb : its memory before the work, model and packages loaded; 0 where the work is a program of its own.
     """
 
     curve: str
@@ -48,6 +53,11 @@ class Point:
     cpu: tuple[float, ...]
     peak_mb: float
     before_mb: float = 0.0
+
+    @property
+    def above_mb(self) -> float:
+        """Peak above what was held before; never 0, as its logarithm is taken."""
+        return max(self.peak_mb - self.before_mb, 0.1)
 
 
 def rss_mb() -> float:
@@ -58,13 +68,15 @@ def rss_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def children_mb() -> float:
-    """Peak memory of the largest process started so far."""
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+def forget_peak() -> None:
+    """Let the peak begin at what is held now: what loading the model took for a moment is not the work's."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def measured(curve: str, size: int, work: Callable[[], Any], repeats: int) -> Point:
     """Do the work and say what it cost."""
+    forget_peak()
     before, wall, cpu = rss_mb(), [], []
     for _ in range(repeats):
         begin, spent = time.perf_counter(), time.process_time()
@@ -97,10 +109,8 @@ def _spread_cells(count: int, tokens: int) -> list[Cell]:
 
 
 def _swept(curve: str, size: int, chosen: list[Cell], tokens: int, repeats: int, quick: bool) -> Point:
-    import torch
     from llama_models import FULL, loaded_model, random_ids, random_model, sweep
 
-    torch.set_num_threads(2)
     loaded = loaded_model(random_model("tiny" if quick else "28m"))
     ids = random_ids(tokens, loaded.model.config.vocab_size)
     sweep(loaded, ids[:96], [FULL], 2)
@@ -148,22 +158,17 @@ def examples(size: int, curve: str, repeats: int, quick: bool) -> list[Point]:
 
 
 def jobs(size: int, curve: str, repeats: int, quick: bool) -> list[Point]:
-    """Dry run and null rerun of a made-up experiment of about so many jobs."""
-    from dag_scale import Size, call, in_turn, job_counts, make_files, set_up_ours
+    """Dry run and null rerun of a made-up experiment of about so many jobs, ours and a bare workflow in turns."""
+    from dag_scale import Size, compared
 
     tasks = max(1, round((size / 10) ** 0.5))
     shards = max(1, round((size - 7) / tasks) - 5)
-    with tempfile.TemporaryDirectory(prefix="growth_") as folder:
-        ours = Path(folder, "ours")
-        set_up_ours(ours, Size(tasks, 2, 2, shards))
-        counted = sum(job_counts(call(ours, "-n").stdout).values())
-        (dry,) = in_turn([ours], ["-n"], repeats)
-        peak = children_mb()
-        make_files(ours)
-        (null,) = in_turn([ours], [], repeats, expect="Nothing to be done")
+    found = compared(Size(tasks, 2, 2, shards), repeats, rerun=size <= RERUN_JOBS)
     return [
-        Point("dry run", counted, (), tuple(dry), peak),
-        Point("null rerun", counted, (), tuple(null), children_mb()),
+        Point(name, found.jobs, (), tuple(one.cpu for one in calls), max(one.peak_mb for one in calls))
+        for what, sides in (("dry run", found.dry), ("null rerun", found.null))
+        for name, calls in zip((what, what + BARE), sides, strict=True)
+        if calls
     ]
 
 

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -40,7 +40,7 @@ from llama_models import (
 )
 from numpy.typing import NDArray
 from one_by_one import OneByOne, full_runs
-from record import Row, save, spread
+from record import Row, save, spread, without_bar
 
 from kv_transition.engines.base import Cell
 
@@ -192,7 +192,7 @@ class Comparison:
         if self.farthest is not None:
             rows.append(
                 Row(
-                    "logits of every step of every cell, largest difference",
+                    "logits of every step of every cell of theirs, largest difference to the nearest of ours",
                     f"{self.farthest:.1e} of their standard deviation",
                     peer=kvpress_name,
                     bar=f"<= {LOGITS_BAR:g}",
@@ -215,11 +215,6 @@ class Comparison:
             bar=f"all, at least {wanted} distinct, none equal to full",
             met=equal == len(self.cells) and distinct >= wanted and not as_full and same_full,
         )
-
-
-def without_bar(row: Row) -> Row:
-    """A bar on time holds for the sizes that it was set for, not for a trial."""
-    return replace(row, bar="", met=None)
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> tuple[float, ...]:

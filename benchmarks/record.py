@@ -8,7 +8,7 @@ import platform
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -40,6 +40,11 @@ class Row:
     ratio: tuple[float, ...] = ()
     bar: str = ""
     met: bool | None = None
+
+
+def without_bar(row: Row) -> Row:
+    """The row as a figure only told: a bar on time or memory holds for the sizes that it was set for, not for a trial."""
+    return replace(row, bar="", met=None)
 
 
 def number(value: float) -> str:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = (
     "pandas",
     "pyarrow",
+    "scipy.special",
     "scipy.stats",
     "statsmodels",
     "matplotlib.pyplot",
@@ -29,7 +30,9 @@ USES: Mapping[str, frozenset[str]] = {
     "assemble_database": frozenset({"pyarrow"}),
     "build_report": frozenset({"pandas", "pyarrow"}),
     "costs": frozenset({"pyarrow"}),
+    "effect_models": frozenset({"scipy.special"}),
     "noise_floor": frozenset({"pyarrow"}),
+    "paired_tests": frozenset({"scipy.special"}),
     "plot_figures": frozenset({"pandas", "pyarrow"}),
     "score_task": frozenset({"pyarrow"}),
     "train_tiny_reader": frozenset({"torch"}),

@@ -1,6 +1,6 @@
 """Where the time of the default experiment goes: every stage by what Snakemake's `benchmark:` kept of its jobs.
 
-    python benchmarks/stage_cost.py            the default experiment in a copy of the project: about three minutes
+    python benchmarks/stage_cost.py            the default experiment in a copy of the project: about four minutes
     python benchmarks/stage_cost.py --quick    config/experiments/quick.yaml, about a minute, no verdict
 
 Nothing is in the journal and no cache is filled. In turns the same is run from a copy whose rules have no `benchmark:`, which
@@ -24,6 +24,9 @@ from pathlib import Path
 from project_copy import Called, copy_project, snakemake
 from record import Row, save, spread
 
+#: What Snakemake's benchmark file says of a job, with the job's rule.
+Job = tuple[str, dict[str, float]]
+
 TARGET = ("results/report.md", "--cores", "2")
 #: Most seconds of the clock, on two cores.
 BAR = 60
@@ -38,15 +41,13 @@ def without_benchmarks(folder: Path) -> None:
         )
 
 
-def run_once(
-    place: Path, measured: bool, options: tuple[str, ...]
-) -> tuple[Called, list[tuple[str, dict[str, float]]]]:
+def run_once(place: Path, measured: bool, options: tuple[str, ...]) -> tuple[Called, list[Job]]:
     """One run from nothing; (the call, (rule, what its benchmark file says) of every job)."""
     copy_project(place)
     if not measured:
         without_benchmarks(place)
     call = snakemake(place, *TARGET, *options)
-    jobs = []
+    jobs: list[Job] = []
     for folder in (place / "results").glob("*/benchmarks"):
         for file in sorted(folder.rglob("*.tsv")):
             rule = file.relative_to(folder).parts[0].removesuffix(".tsv")
@@ -64,27 +65,27 @@ def _number(text: str) -> float:
         return 0.0
 
 
-def stage_rows(call: Called, jobs: list[tuple[str, dict[str, float]]]) -> list[Row]:
-    """A row for each rule, the dearest first, and one for Snakemake."""
-    by_rule: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for rule, job in jobs:
-        by_rule[rule].append(job)
-    cpu = {rule: sum(job["cpu_time"] for job in found) for rule, found in by_rule.items()}
+def stage_rows(calls: list[Called], turns: list[list[Job]]) -> list[Row]:
+    """A row for each rule, the dearest first, and one for Snakemake; figures of all turns."""
+    by_rule: dict[str, list[list[dict[str, float]]]] = defaultdict(lambda: [[] for _ in turns])
+    for turn, jobs in enumerate(turns):
+        for rule, job in jobs:
+            by_rule[rule][turn].append(job)
+    cpu = {rule: [sum(job["cpu_time"] for job in jobs) for jobs in found] for rule, found in by_rule.items()}
     rows = []
-    for rule in sorted(by_rule, key=lambda rule: -cpu[rule]):
-        found = by_rule[rule]
-        rows.append(
-            Row(
-                f"{rule}, {len(found)} job{'s' * (len(found) > 1)}",
-                f"{cpu[rule]:.1f} CPU s, {cpu[rule] / call.cpu:.0%}; {sum(job['s'] for job in found):.1f} s; at most "
-                f"{max(job['max_rss'] for job in found):.0f} MB",
-            )
-        )
-    rest = call.cpu - sum(cpu.values())
-    rows.append(
-        Row("Snakemake itself, and what the samples missed", f"{rest:.1f} CPU s, {rest / call.cpu:.0%}")
-    )
-    return rows
+    for rule in sorted(by_rule, key=lambda rule: -sum(cpu[rule])):
+        count = len(by_rule[rule][0])
+        walls = [sum(job["s"] for job in jobs) for jobs in by_rule[rule]]
+        most = max(job["max_rss"] for jobs in by_rule[rule] for job in jobs)
+        figures = f"{share(cpu[rule], calls)}; {spread(walls, 's')}; at most {most:.0f} MB"
+        rows.append(Row(f"{rule}, {count} job{'s' * (count > 1)}", figures))
+    rest = [call.cpu - sum(own[turn] for own in cpu.values()) for turn, call in enumerate(calls)]
+    return [*rows, Row("Snakemake itself, and what the samples missed", share(rest, calls))]
+
+
+def share(seconds: list[float], calls: list[Called]) -> str:
+    """CPU seconds of every turn and their share of all that the runs took."""
+    return f"{spread(seconds, 'CPU s')}, {sum(seconds) / sum(call.cpu for call in calls):.0%}"
 
 
 def main() -> int:
@@ -92,20 +93,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument(
         "--quick", action="store_true", help="see that it works: a small experiment, one turn"
     )
     options = parser.parse_args()
     extra = ("--configfile", "config/experiments/quick.yaml") if options.quick else ()
     runs: dict[bool, list[Called]] = {True: [], False: []}
+    jobs: list[list[Job]] = []
     for turn in range(1 if options.quick else options.turns):
         for measured, calls in runs.items():
             with tempfile.TemporaryDirectory(prefix="stages_") as folder:
                 call, found = run_once(Path(folder, f"turn{turn}"), measured, extra)
                 calls.append(call)
                 if measured:
-                    jobs = found
+                    jobs.append(found)
     walls = [call.wall for call in runs[True]]
     name = "quick" if options.quick else "default"
     pairs = list(zip(runs[True], runs[False], strict=True))
@@ -127,7 +129,7 @@ def main() -> int:
             without,
             tuple(a.cpu / b.cpu for a, b in pairs),
         ),
-        *stage_rows(runs[True][-1], jobs),
+        *stage_rows(runs[True], jobs),
     ]
     save("stage_cost", rows, ["snakemake", "numpy", "matplotlib"])
     return int(any(row.met is False for row in rows))

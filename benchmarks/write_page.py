@@ -5,8 +5,9 @@
     python benchmarks/write_page.py --quick --out FILE from the figures of runs with --quick
 
 The words are in performance.md.jinja, the figures only in the files of results/bench. A benchmark that left none is
-named with the command that makes it. Ends with 1 if a bar was missed, if a benchmark is missing, or if one of
-`--broken` ended with an error after all; prints which.
+named with the command that makes it, and one of `--broken` as incomplete. Where there was no GPU, the figures of
+benchmarks/measured/gpu_sweep.json are shown, if there is this copy of what a machine with one kept. Ends with 1 if a
+bar was missed, if a benchmark is missing, or if one of `--broken` ended with an error after all; prints which.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from record import FOLDER
 
 from kv_transition.files import write_text
@@ -29,6 +29,10 @@ from kv_transition.files import write_text
 HERE = Path(__file__).resolve().parent
 PAGE = Path("docs/performance.md")
 FIGURES = Path("docs/figures")
+#: What was measured elsewhere, because most machines cannot.
+MEASURED = HERE / "measured"
+#: The only figure that gpu_sweep keeps where there is no GPU.
+NO_GPU = "no GPU here, not measured"
 TEMPLATE = "performance.md.jinja"
 
 
@@ -61,6 +65,19 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     return {
         name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()
     }
+
+
+def no_gpu(results: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the benchmark of the GPU found none."""
+    return [row["ours"] for row in results.get("gpu_sweep", {"rows": []})["rows"]] == [NO_GPU]
+
+
+def read_elsewhere(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What the repository holds of a machine with a GPU, where this run had none."""
+    file = MEASURED / "gpu_sweep.json"
+    if not no_gpu(results) or not file.is_file():
+        return {}
+    return {"gpu_sweep": json.loads(file.read_text(encoding="utf-8"))}
 
 
 def ratio_text(ratios: Sequence[float]) -> str:
@@ -110,13 +127,20 @@ def missed(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def render(results: Mapping[str, Mapping[str, Any]], figures: Sequence[str]) -> str:
+def render(
+    results: Mapping[str, Mapping[str, Any]],
+    elsewhere: Mapping[str, Mapping[str, Any]],
+    figures: Sequence[str],
+    broken: Sequence[str],
+) -> str:
     """The text of the page.
 
     Parameters
     ----------
     results : what :func:`read_results` read.
+    elsewhere : what :func:`read_elsewhere` read; it is shown instead, with its own machine.
     figures : names of the pictures of growth that there are, in docs/figures.
+    broken : benchmarks that ended with an error, though no bar was missed.
     """
     environment = Environment(
         loader=FileSystemLoader(HERE),
@@ -126,18 +150,24 @@ def render(results: Mapping[str, Mapping[str, Any]], figures: Sequence[str]) -> 
         keep_trailing_newline=True,
         autoescape=False,  # Markdown, not HTML
     )
-    judged = [row["met"] for result in results.values() for row in result["rows"] if row["met"] is not None]
+    everything = {**results, **elsewhere}
+    judged = [
+        row["met"] for result in everything.values() for row in result["rows"] if row["met"] is not None
+    ]
     return environment.get_template(TEMPLATE).render(
         topics=TOPICS,
         results=results,
+        elsewhere=elsewhere,
+        no_gpu=no_gpu(results),
         table=table,
         machines=shared(results, "machine"),
         dates=shared(results, "date"),
         loads=[result["load"] for result in results.values()],
         versions=versions(results),
         bars=len(judged),
-        missed=missed(results),
+        missed=missed(everything),
         figures=figures,
+        broken=broken,
     )
 
 
@@ -151,12 +181,16 @@ def main() -> int:
     parser.add_argument("--broken", nargs="*", default=[], help="benchmarks that did not end with 0")
     options = parser.parse_args()
     results = read_results(FOLDER)
-    write_text(options.out, render(results, sorted(file.name for file in FIGURES.glob("growth_*.svg"))))
-    print(f"{options.out}: {len(results)} of {len(BENCHMARKS)} benchmarks")
-    problems = missed(results)
+    elsewhere = read_elsewhere(results)
+    problems = missed({**results, **elsewhere})
     problems += [f"{name}: not measured" for name in BENCHMARKS if name not in results]
     told = {line.partition(":")[0] for line in problems}
-    problems += [f"{name}: ended with an error" for name in options.broken if name not in told]
+    broken = [name for name in options.broken if name not in told]
+    problems += [f"{name}: ended with an error" for name in broken]
+    # The figures are those of a whole run.
+    figures = [] if options.quick else sorted(file.name for file in FIGURES.glob("growth_*.svg"))
+    write_text(options.out, render(results, elsewhere, figures, broken))
+    print(f"{options.out}: {len(results)} of {len(BENCHMARKS)} benchmarks")
     print(*problems, sep="\n")
     return int(bool(problems))
 

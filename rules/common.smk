@@ -116,9 +116,23 @@ def cluster_resources(job):
     return request
 
 
+#: What the drivers of Nvidia's and AMD's GPUs make, and Windows' for its Linux; to ask torch would take seconds.
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
+
 def gpu_request(job):
     """GPUs of a job that loads the model; jobs that ask a server do without."""
     return {"gpu": job.gpus} if job.gpus else {}
+
+
+def own_gpu():
+    """A model on this machine's GPU, of which profiles/default lets one be there at a time; on a cluster jobs share none."""
+    engine = settings.engine
+    if engine.kind != "kvpress" or engine.device == "cpu":
+        return {}
+    if engine.device == "auto" and not any(map(os.path.exists, GPU_DRIVERS)):
+        return {}
+    return {"local_gpu": lambda wildcards: int(workflow.local_exec)}
 
 
 def lock_experiment(experiment, targets):

@@ -89,6 +89,7 @@ else:
         resources:
             **cluster_resources(settings.cluster.inference),
             **gpu_request(settings.cluster.inference),
+            **own_gpu(),
         params:
             answer=lambda wildcards: slices.answer_slice(settings, wildcards.task),
             model_sha256=MODEL_SHA256,
@@ -123,6 +124,7 @@ if NOISE:
         resources:
             **cluster_resources(settings.cluster.inference),
             **gpu_request(settings.cluster.inference),
+            **own_gpu(),
         params:
             answer=lambda wildcards: slices.answer_slice(settings, wildcards.task),
             model_sha256=MODEL_SHA256,

@@ -268,8 +268,25 @@ KNOWN_METHODS: Mapping[str, MethodCard] = MappingProxyType({card.name: card for 
 TEXT_METHODS = tuple(card.name for card in _CARDS if card.shortens_text)
 
 
-#: SnapKV as the paper's code and KVCache-Factory have it (`kv.presses`): every query head keeps positions of its own.
-PER_QUERY_HEAD = ("snapkv_paper", "snapkv_kvcache_factory")
+#: SnapKV as others have it (`kv.presses`). The paper's code and KVCache-Factory choose positions for every query head;
+#: kvpress averages over those of a KV head.
+SNAPKV_PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "snapkv_paper": {
+            "window_size": 32,
+            "kernel_size": 7,
+            "pooling": "max",
+            "aggregation": "per_query_head",
+        },
+        "snapkv_kvcache_factory": {
+            "window_size": 8,
+            "kernel_size": 7,
+            "pooling": "max",
+            "aggregation": "per_query_head",
+        },
+        "snapkv_kvpress": {"window_size": 64, "kernel_size": 5},
+    }
+)
 
 
 def canonical_name(name: str) -> str:
@@ -303,9 +320,7 @@ def resolve_parameters(configured: Mapping[str, Mapping[str, Any]]) -> dict[str,
     resolved: dict[str, dict[str, Any]] = {name: dict(card.defaults) for name, card in KNOWN_METHODS.items()}
     for given, parameters in configured.items():
         if "press" in (parameters or {}):
-            preset = parameters["press"] in PER_QUERY_HEAD
-            # Written out, so that it is seen and is part of the answer's key.
-            resolved[given] = {**({"aggregation": "per_query_head"} if preset else {}), **parameters}
+            resolved[given] = _written_out(parameters)
             continue
         own = resolved[canonical_name(given)]
         for key, value in (parameters or {}).items():
@@ -322,6 +337,12 @@ def resolve_parameters(configured: Mapping[str, Mapping[str, Any]]) -> dict[str,
                 )
             own[key] = value
     return resolved
+
+
+def _written_out(press: Mapping[str, Any]) -> dict[str, Any]:
+    """A press with the numbers of its preset, so that they are seen and are part of the answer's key."""
+    given = {**SNAPKV_PRESETS.get(str(press.get("press")), {}), **press}
+    return {key: _written_out(value) if isinstance(value, Mapping) else value for key, value in given.items()}
 
 
 def configured_parameters(kv: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -191,8 +191,8 @@ class KV(Section):
     presses: dict[Name, dict[str, Any]] = Field(
         {},
         description="Further methods for engine.kind kvpress: a name -> a class of kvpress and its parameters, e.g. "
-        "{snapkv64: {press: SnapKVPress, window_size: 64}}; a parameter that is a press is written the same way. preset: "
-        "paper, kvcache_factory or kvpress is SnapKV as these have it.",
+        "{snapkv64: {press: SnapKVPress, window_size: 64}}; a parameter that is a press is written the same way. press: "
+        "snapkv_paper, snapkv_kvcache_factory or snapkv_kvpress is SnapKV as these have it.",
     )
     random_replicates: int = Field(
         3, ge=1, description="random: seeded draws per example, averaged per example."
@@ -240,6 +240,11 @@ class KV(Section):
                 raise ValueError(f"budgets_by_method: {method} has no budget; name one or remove the method")
         if taken := [name for name in self.presses if name in KNOWN_METHODS]:
             raise ValueError(f"presses: {taken[0]} is the name of a method; give the press another one")
+        if bare := [name for name, press in self.presses.items() if not isinstance(press.get("press"), str)]:
+            raise ValueError(
+                f"presses.{bare[0]}: it names no press; add press: a class of kvpress, or snapkv_paper, snapkv_kvcache_factory "
+                "or snapkv_kvpress"
+            )
         if len({type(budget) for method in self.methods for budget in self.budgets_of(method)}) > 1:
             raise ValueError("budgets: tokens and shares are mixed; one experiment has one kind of budget")
         if self.scope == "context" and self.first_token != "compressed":
@@ -294,7 +299,15 @@ class KV(Section):
                 "engine.attn_implementation: observed_attention reads the attention weights, which only eager computes; set "
                 "eager, or leave observed_attention out of kv.methods"
             )
-        adaptive = [method for method in self.methods if method.startswith("adakv_")]
+        classes = {name: _classes(press) for name, press in self.presses.items()}
+        reading = [name for name, named in classes.items() if "ObservedAttentionPress" in named]
+        if engine.attn_implementation != "eager" and reading:
+            raise ValueError(
+                f"engine.attn_implementation: ObservedAttentionPress (kv.presses.{reading[0]}) reads the attention weights, which "
+                "only eager computes; set eager, or leave the press out"
+            )
+        masking = {name for name, named in classes.items() if named & {"AdaKVPress", "CriticalAdaKVPress"}}
+        adaptive = [method for method in self.methods if method.startswith("adakv_") or method in masking]
         if engine.attn_implementation == "eager" and adaptive:
             raise ValueError(
                 f"engine.attn_implementation: {', '.join(adaptive)} masks positions, which eager attention does not do; set "
@@ -304,6 +317,12 @@ class KV(Section):
     def budgets_of(self, method: str) -> list[int | float]:
         """Budgets of a method, ascending."""
         return self.budgets_by_method.get(method, self.budgets)
+
+
+def _classes(press: Mapping[str, Any]) -> set[str]:
+    """Names of the classes of a press and of those within it."""
+    within = [value for value in press.values() if isinstance(value, Mapping)]
+    return {str(press.get("press"))}.union(*map(_classes, within))
 
 
 class DecodingSettings(Section):

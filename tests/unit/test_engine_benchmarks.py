@@ -1,4 +1,4 @@
-"""The benchmarks of the local engines: they run, they find wrong answers, and their fits find a known exponent."""
+"""The benchmarks in one process: they run, find wrong answers and a known exponent, and a trial gives no verdict on time."""
 
 import json
 import sys
@@ -11,6 +11,7 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 MODULES = ("record", "llama_models", "one_by_one", "kvpress_sweep", "gpu_sweep", "sweep_cost")
 MODULES += ("growth", "growth_points", "growth_figure")
+MODULES += ("sqlite_cost", "bootstrap_cost", "metrics_cost", "tokenise_cost", "made_up_files")
 
 
 @pytest.fixture
@@ -32,6 +33,75 @@ def kept(name: str) -> dict:
 
 def rows_with(name: str, words: str) -> list[dict]:
     return [row for row in kept(name)["rows"] if words in row["work"]]
+
+
+# Trials and what a row says
+
+
+def test_a_trial_gives_a_verdict_on_values_but_none_on_time(bench, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    monkeypatch.setattr(sys, "argv", ["bootstrap_cost.py", "--quick"])
+    row, bootstrap = bench("record").Row, bench("bootstrap_cost")
+    slow = row("limits", "9 ms", "3 ms", "scipy", (0.3,), "<= 1 ms", False)
+    for same, code in ((True, 0), (False, 1)):
+        found = [slow, row("difference", "0", bar="== 0", met=same)]
+        monkeypatch.setattr(bootstrap, "race", lambda repeats, found=found: found)
+        assert bootstrap.main() == code
+        quick = json.loads((bench("record").FOLDER / "bootstrap_cost.json").read_text())["rows"]
+        assert [(one["bar"], one["met"]) for one in quick] == [("", None), ("== 0", same)]
+
+
+def test_a_trial_of_the_database_gives_no_verdict(bench, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sqlite_cost.py", "--quick"])
+    row, database = bench("record").Row, bench("sqlite_cost")
+    missed = row("study", "9 s", "1 s", "pandas", (0.1,), ">= 1.2x", False)
+    monkeypatch.setattr(bench("made_up_files"), "write_study", lambda folder, requests: None)
+    monkeypatch.setattr(database, "write_flat", lambda path, rows: None)
+    monkeypatch.setattr(database, "race", lambda *_: [missed])
+    assert database.main() == 0
+    quick = json.loads((bench("record").FOLDER / "sqlite_cost.json").read_text())["rows"]
+    assert [(one["bar"], one["met"]) for one in quick] == [("", None)] * 2
+
+
+def test_the_bar_of_f1_is_for_new_answers_to_gold_answers_that_were_scored_before(bench, monkeypatch):
+    metrics = bench("metrics_cost")
+    answers = {metrics.RUN: ["red", "blue"], metrics.OTHER_RUN: ["red", "a sky"]}
+    monkeypatch.setattr(
+        metrics, "read_rows", lambda run, tasks, rows: [(text, ["sky"]) for text in answers[run]]
+    )
+    timed = []
+
+    def seconds(score, rows, rounds, before):
+        timed.append(([text for text, _ in before], [text for text, _ in rows]))
+        return 1.0
+
+    monkeypatch.setattr(metrics, "seconds", seconds)
+    contest = metrics.Contest("qa_f1", "theirs", metrics.reference_f1, ("qasper",), 2, 6, keeps_gold=True)
+    values, again, first = metrics.rows_of(contest, 1, 1)
+    assert (["red", "blue"], ["a sky"]) in timed
+    assert ([], ["red", "blue"]) in timed
+    assert (values.bar, values.met) == ("== 0", True)
+    assert (again.bar, first.bar) == (">= 6x", "")
+
+
+def test_a_round_of_a_metric_begins_without_what_the_last_one_kept(bench):
+    metrics = bench("metrics_cost")
+    kept = []
+
+    def score(row):
+        words = metrics.longbench_words._normalized.__self__
+        kept.append(len(words))
+        metrics.longbench_metrics.OFFICIAL_METRICS["qa_f1"](*row, ())
+
+    metrics.seconds(score, [("red", ["sky"]), ("blue", ["sky"])], 2, [])
+    assert kept == [0, 2, 0, 2]
+
+
+def test_a_text_that_occurs_twice_is_tokenised_once(bench):
+    first, again = bench("tokenise_cost").counting_rows(1, 10)
+    assert first.work.startswith("prompts tokenised to count 12 records with 10 distinct texts")
+    assert (first.bar, first.met) == ("== 10", True)
+    assert (again.bar, again.met) == ("== 0", True)
 
 
 # Fits and figures

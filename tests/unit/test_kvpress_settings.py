@@ -128,13 +128,39 @@ def key_of(engine, prompt=None):
 
 
 def test_what_a_preset_chooses_is_part_of_an_answer():
-    """The name alone would give old answers a new meaning."""
+    """The name alone would give old answers a new meaning once its numbers are changed."""
     kv = {"methods": ["mine"], "budgets": [128], "presses": {"mine": {"press": "snapkv_paper"}}}
     answer = slices.answer_slice(from_mapping({"engine": KVPRESS, "kv": kv}), "phrasebook_qa")
-    assert answer["kv"]["methods"]["mine"] == {"press": "snapkv_paper", "aggregation": "per_query_head"}
+    paper = {"window_size": 32, "kernel_size": 7, "pooling": "max", "aggregation": "per_query_head"}
+    assert answer["kv"]["methods"]["mine"] == {"press": "snapkv_paper", **paper}
     kv["presses"]["mine"]["aggregation"] = "mean"
     answer = slices.answer_slice(from_mapping({"engine": KVPRESS, "kv": kv}), "phrasebook_qa")
     assert answer["kv"]["methods"]["mine"]["aggregation"] == "mean"
+    kv["presses"]["mine"] = {"press": "AdaKVPress", "inner": {"press": "snapkv_kvpress"}}
+    answer = slices.answer_slice(from_mapping({"engine": KVPRESS, "kv": kv}), "phrasebook_qa")
+    inner = {"press": "snapkv_kvpress", "window_size": 64, "kernel_size": 5}
+    assert answer["kv"]["methods"]["mine"] == {"press": "AdaKVPress", "inner": inner}
+
+
+def test_a_press_without_a_class_is_refused():
+    kv = {"methods": ["mine"], "budgets": [128], "presses": {"mine": {"preset": "paper"}}}
+    with pytest.raises(ConfigError, match=r"kv.*presses\.mine: it names no press; add press"):
+        from_mapping({"engine": KVPRESS, "kv": kv})
+
+
+@pytest.mark.parametrize(
+    ("press", "attention", "message"),
+    [
+        ({"press": "ObservedAttentionPress"}, "sdpa", "ObservedAttentionPress .* set eager"),
+        ({"press": "ChunkPress", "inner": {"press": "ObservedAttentionPress"}}, "sdpa", "set eager"),
+        ({"press": "AdaKVPress", "inner": {"press": "KnormPress"}}, "eager", "mine masks positions.* sdpa"),
+    ],
+)
+def test_a_press_and_an_attention_that_do_not_go_together_are_refused(press, attention, message):
+    engine = {**KVPRESS, "attn_implementation": attention}
+    kv = {"methods": ["mine"], "budgets": [128], "presses": {"mine": press}}
+    with pytest.raises(ConfigError, match=message):
+        from_mapping({"engine": engine, "kv": kv})
 
 
 def test_how_many_cells_are_decoded_at_once_is_no_part_of_an_answer():

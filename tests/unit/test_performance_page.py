@@ -74,6 +74,9 @@ def test_a_benchmark_that_fails_after_it_was_measured_is_not_passed_over(
     monkeypatch.setattr(sys, "argv", ["write_page.py", "--broken", "growth"])
     assert written(page)[0] == 1
     assert "growth: ended with an error" in capsys.readouterr().out
+    text = Path("docs/performance.md").read_text()
+    assert "Ended with an error, so that figures may be missing: growth." in text.partition("## ")[0]
+    assert "**Ended with an error**" in text.partition("`python benchmarks/growth.py`")[2]
 
 
 def test_text_cannot_end_a_cell(page) -> None:
@@ -85,6 +88,30 @@ def test_pictures_of_growth_are_shown_where_there_are_any(page) -> None:
     Path("docs/figures").mkdir(parents=True)
     Path("docs/figures/growth_cells.svg").write_text("<svg/>")
     assert "![cells](figures/growth_cells.svg)" in written(page)[1]
+
+
+def test_a_quick_page_shows_no_pictures_of_a_whole_run(page, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("docs/figures").mkdir(parents=True)
+    Path("docs/figures/growth_cells.svg").write_text("<svg/>")
+    monkeypatch.setattr(sys, "argv", ["write_page.py", "--quick"])
+    assert "growth_cells.svg" not in written(page)[1]
+
+
+def test_without_a_gpu_the_page_says_so_or_shows_what_one_measured_elsewhere(
+    page, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(page, "MEASURED", tmp_path / "measured")
+    keep("gpu_sweep", row(ours=page.NO_GPU, met=None))
+    assert "`python benchmarks/gpu_sweep.py`: not measured: no GPU." in written(page)[1]
+    (tmp_path / "measured").mkdir()
+    facts = {"date": "2031-01-01", "machine": "another machine", "versions": {"torch": "3.0"}}
+    facts |= {"note": "A fast GPU.", "rows": [row(work="the grid")]}
+    (tmp_path / "measured/gpu_sweep.json").write_text(json.dumps(facts))
+    text = written(page)[1]
+    assert "on another machine, 2031-01-01: another machine; torch 3.0" in text
+    assert "| the grid |" in text
+    assert "A fast GPU." in text
+    assert "no GPU" not in text
 
 
 def test_every_benchmark_of_make_bench_has_its_place_and_its_script(page) -> None:

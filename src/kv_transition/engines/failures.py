@@ -11,8 +11,8 @@ _PROMPTS = "leave out long prompts (dataset.max_tokens) or cut them (protocol.ma
 #: What helps where numpy computes, and where torch does.
 REMEDY = f"the example does not fit into memory: give the job more, or {_PROMPTS}"
 TORCH_REMEDY = (
-    f"the example does not fit into memory: decode fewer cells at once (engine.decode_batch), {_PROMPTS}, or set a smaller "
-    "engine.dtype, or engine.attn_implementation: sdpa"
+    f"the example does not fit into memory, not even with one cell at a time: {_PROMPTS}, or set a smaller engine.dtype, or "
+    "engine.attn_implementation: sdpa"
 )
 #: torch has no class of its own for want of memory on a CPU; some libraries on a GPU raise a plain RuntimeError too.
 _OF_TORCH = re.compile(
@@ -36,8 +36,12 @@ def failure_words(error: BaseException) -> str:
 
 def memory_remedy(error: BaseException) -> str | None:
     """What helps against an error that says that memory is lacking; None for other errors."""
-    if type(error).__name__ == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError) and _OF_TORCH.search(str(error))
-    ):
-        return TORCH_REMEDY
-    return REMEDY if isinstance(error, MemoryError) else None
+    if is_out_of_memory(error):
+        return REMEDY if isinstance(error, MemoryError) else TORCH_REMEDY
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python or torch says that memory is lacking."""
+    of_torch = isinstance(error, RuntimeError) and _OF_TORCH.search(str(error)) is not None
+    return isinstance(error, MemoryError) or of_torch or type(error).__name__ == "OutOfMemoryError"

@@ -9,7 +9,6 @@ import torch
 
 from kv_transition.engines.base import Cell
 from kv_transition.engines.kvpress_groups import CellLayers, Shelf
-from kv_transition.methods import KNOWN_METHODS
 
 
 @dataclass
@@ -18,6 +17,7 @@ class TorchCache:
 
     Attributes
     ----------
+    layerwise : whether the layers may keep differently many positions, and the budget is their mean.
     layers : keys and values of each layer, (1, K, kept, d) each; let go when the cell has been answered.
     masks : per layer the positions that are there but masked (AdaKV): indices of batch, KV head and position; None for
         none.
@@ -27,6 +27,7 @@ class TorchCache:
 
     cell: Cell
     keep: int | None
+    layerwise: bool = False
     layers: list[tuple[Any, Any]] = field(default_factory=list)
     masks: list[tuple[Any, Any, Any] | None] = field(default_factory=list)
     shelf: Shelf | None = None
@@ -55,6 +56,11 @@ class TorchCache:
     def fail(self, error: Exception) -> None:
         """Keep the error and nothing else; a traceback would keep the tensors of every frame alive."""
         self.error = error.with_traceback(None)
+        self.let_go()
+
+    def reset(self) -> None:
+        """Be as before the prefill."""
+        self.error = None
         self.let_go()
 
     def let_go(self) -> None:
@@ -87,8 +93,7 @@ class TorchCache:
     def _proved(self, keep: int) -> bool:
         if not self.kept:
             return False
-        card = KNOWN_METHODS.get(self.cell.method)
-        if card is not None and card.layerwise:
+        if self.layerwise:
             return abs(sum(self.kept) / len(self.kept) - keep) <= 0.5
         return all(positions == keep for positions in self.kept)
 

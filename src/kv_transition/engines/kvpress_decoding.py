@@ -10,13 +10,15 @@ from transformers import DynamicCache
 
 from kv_transition.engines.greedy import Answer, Ending
 from kv_transition.engines.kvpress_groups import CellGroup, CellLayers, decoding, extend, in_groups
-from kv_transition.engines.kvpress_model import LoadedModel
+from kv_transition.engines.kvpress_model import LoadedModel, refuse_without_memory
 from kv_transition.errors import UserError
 
 #: Logits that a model computes on two ways may differ by this much of their standard deviation.
 TOLERANCE = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}
 #: Tokens behind the compressed part that are read at once: bounds the memory of their masks and logits.
 TAIL_TOKENS = 64
+#: Stands for the next token where the logits have no finite best.
+NO_TOKEN = -1
 #: Tokens that a GPU computes before the host looks at them: a look waits for the GPU, and a cell whose answer has ended
 #: in between has read a few tokens for nothing.
 UNSEEN_TOKENS = 16
@@ -32,7 +34,7 @@ def decode_cells(
     eager: bool = False,
     on_first_token: Callable[[], None] = lambda: None,
     note_logits: Callable[[int, Any], None] | None = None,
-) -> dict[int, Answer]:
+) -> dict[int, Answer | None]:
     """The greedy answers of many cells.
 
     Parameters
@@ -46,7 +48,7 @@ def decode_cells(
 
     Returns
     -------
-    The answer of every cell; none for no cells.
+    The answer of every cell, None where its logits were not numbers; none for no cells.
     """
     if not cells:
         return {}
@@ -57,10 +59,9 @@ def decode_cells(
         for start in range(0, len(tail), TAIL_TOKENS):
             chunk = loaded.tokens(tail[start : start + TAIL_TOKENS]).expand(len(cells), -1)
             logits = extend(loaded, groups, chunk, position + start, eager)
-        _Greedy(loaded, groups, answers, ending, eager, note_logits).run(
-            logits, position + len(tail), on_first_token
-        )
-    return answers
+        greedy = _Greedy(loaded, groups, answers, ending, eager, note_logits)
+        greedy.run(logits, position + len(tail), on_first_token)
+    return {cell: None if cell in greedy.overflowed else answer for cell, answer in answers.items()}
 
 
 def check_decoding(loaded: LoadedModel, dtype: str, where: str) -> None:
@@ -89,6 +90,7 @@ def check_decoding(loaded: LoadedModel, dtype: str, where: str) -> None:
     except UserError:
         raise
     except Exception as error:  # shapes that do not fit, attention that is not asked for in the usual way
+        refuse_without_memory(error, where)
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{where}: {name} cannot answer from a cache of this project's: {reason}") from None
     # Not a number is not below any tolerance.
@@ -114,6 +116,8 @@ class _Greedy:
         self.loaded, self.groups, self.answers, self.ending = loaded, groups, answers, ending
         self.eager, self.note_logits = eager, note_logits
         self.banned: Any = None
+        #: Cells whose logits were not numbers.
+        self.overflowed: set[int] = set()
         watched = loaded.device.type == "cpu" or ending.observe is not None
         self.unseen = 1 if watched else UNSEEN_TOKENS
 
@@ -130,7 +134,7 @@ class _Greedy:
             generated += steps
             if not self.groups:
                 return
-            rows = tokens[-1]
+            rows = tokens[-1].clamp(min=0)
             if len(going) < len(seen):
                 # Which rows go on, in the groups' new order.
                 rows = rows[torch.tensor(going, device=rows.device)]
@@ -150,26 +154,39 @@ class _Greedy:
                     # Once: what goes to a GPU is waited for.
                     self.banned = torch.tensor(banned, device=logits.device)
                 logits = logits.index_fill(1, self.banned, -torch.inf)
-            tokens.append(logits.argmax(dim=1))
+            best = logits.argmax(dim=1)
+            # Not a number counts as the largest of all.
+            sound = logits.gather(1, best[:, None])[:, 0].isfinite()
+            tokens.append(best.masked_fill(~sound, NO_TOKEN))
             if len(tokens) == steps:
                 return tokens, logits
             logits = extend(
-                self.loaded, self.groups, tokens[-1][:, None], position + len(tokens) - 1, self.eager
+                self.loaded,
+                self.groups,
+                tokens[-1].clamp(min=0)[:, None],
+                position + len(tokens) - 1,
+                self.eager,
             )
 
     def _cells(self) -> list[int]:
         return [cell for group in self.groups for cell in group.rows]
+
+    def _is_over(self, cell: int) -> bool:
+        return cell in self.overflowed or self.answers[cell].finish_reason is not None
 
     def _append(self, seen: Sequence[Sequence[int]]) -> list[int]:
         """Add the tokens (cells, steps) to the answers; drop the cells that ended, return the others' former rows."""
         cells = self._cells()
         for cell, tokens in zip(cells, seen, strict=True):
             for token in tokens:
+                if token == NO_TOKEN:
+                    self.overflowed.add(cell)
+                    break
                 if self.ending.append(self.answers[cell], token):
                     break
         row = {cell: number for number, cell in enumerate(cells)}
         for group in self.groups:
-            for cell in [cell for cell in group.rows if self.answers[cell].finish_reason is not None]:
+            for cell in [cell for cell in group.rows if self._is_over(cell)]:
                 group.drop(cell)
         self.groups = [group for group in self.groups if len(group)]
         return [row[cell] for cell in self._cells()]

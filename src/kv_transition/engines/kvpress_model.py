@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from kv_transition.engines.failures import is_out_of_memory
 from kv_transition.engines.kvpress_settings import check_model_config, require_packages
 from kv_transition.errors import UserError
+
+if TYPE_CHECKING:
+    from kv_transition.engines.base import Cell
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +62,48 @@ class LoadedModel:
         spacing = max(size // (PROBE_TOKENS + 1), 1)
         return [(number + 1) * spacing % size for number in range(PROBE_TOKENS)]
 
+    def wait(self) -> None:
+        """Until a GPU has done all that it was told."""
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self.device)
+
+    def free_memory(self) -> None:
+        """Let a GPU have back what is not in use any more."""
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+    @contextmanager
+    def seeded(self, ids: Sequence[int], cell: Cell) -> Iterator[None]:
+        """Let torch draw by a seed that follows from the prompt and the cell; what others draw is not touched."""
+        import torch
+
+        name = f"{cell.method}|{cell.label}|{cell.replicate}|{' '.join(map(str, ids))}"
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+
     def clear_masks(self) -> None:
         """Forget which positions AdaKV masked: the marks are on the modules, and would spoil the next answer."""
         for module in self.attention:
             module.masked_key_indices = None
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Let no press fetch anything from the hub: what it needs has to be in the hub's cache on this machine."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def load_model(folder: Path, device: str, dtype: str, attn_implementation: str) -> LoadedModel:
@@ -103,14 +147,15 @@ def load_model(folder: Path, device: str, dtype: str, attn_implementation: str) 
             use_safetensors=True,
             output_loading_info=True,
         )
+        model = model.to(device).eval().requires_grad_(False)
     except UserError:
         raise
     except Exception as error:  # whatever a damaged or unknown model makes transformers say
+        refuse_without_memory(error, where)
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{where}: transformers cannot load this model: {reason}") from None
     if missing := sorted(loaded["missing_keys"]):
         raise UserError(f"{where}: the model's weights lack {missing[0]}; fetch the model's files again")
-    model = model.to(device).eval().requires_grad_(False)
     attention = _attention_modules(model, where)
     tested = isinstance(model, kvpress.presses.base_press.SUPPORTED_MODELS)
     found = LoadedModel(
@@ -128,6 +173,20 @@ def load_model(folder: Path, device: str, dtype: str, attn_implementation: str) 
             type(model).__name__,
         )
     return found
+
+
+def refuse_without_memory(error: BaseException, where: str) -> None:
+    """Say in one line where an error is that the model does not fit into memory.
+
+    Raises
+    ------
+    UserError
+    """
+    if is_out_of_memory(error):
+        raise UserError(
+            f"{where}: the model does not fit into memory (beside what else is in it); end other programs there, set a smaller "
+            "engine.dtype, or use a smaller model"
+        ) from None
 
 
 def _attention_modules(model: Any, where: str) -> tuple[Any, ...]:
@@ -180,7 +239,8 @@ def _check_queries(loaded: LoadedModel, dtype: str, where: str) -> None:
         with torch.no_grad():
             model(ids, past_key_values=_empty_cache(), use_cache=True, logits_to_keep=1)
         agrees = max(worst) <= TOLERANCE[dtype]
-    except Exception:  # shapes that do not fit, attention weights that are not told
+    except Exception as error:  # shapes that do not fit, attention weights that are not told
+        refuse_without_memory(error, where)
         agrees = False
     finally:
         for hook in hooks:

@@ -6,8 +6,9 @@ kvpress keeps max(1, int(n * (1 - ratio))) of n positions. With ratio = 1 - b / 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import kvpress
@@ -17,6 +18,7 @@ from torch.nn import functional
 
 from kv_transition.engines.evictions import random_scores
 from kv_transition.errors import UserError
+from kv_transition.methods import KNOWN_METHODS, SNAPKV_PRESETS
 
 #: The version that the methods of `SHARED_PREFILL` were proved on; with another one every cell runs by itself.
 PROVED_VERSION = "0.5.5"
@@ -50,7 +52,13 @@ REFUSED = {
     **dict.fromkeys(
         ("DuoAttentionPress", "SimLayerKVPress"), "what it keeps follows from its own rule, not from a budget"
     ),
+    **dict.fromkeys(
+        ("ComposedPress", "PerLayerCompressionPress"), "each of its parts has a budget of its own"
+    ),
+    **dict.fromkeys(("BasePress", "ScorerPress"), "it is what presses are made of, and evicts nothing"),
 }
+#: Classes that give the layers differently many positions.
+LAYERWISE = ("PyramidKVPress", "KVzipPress", "KVgradPress", "KVComposePress")
 
 
 @dataclass
@@ -147,6 +155,15 @@ class PooledSnapKVPress(kvpress.SnapKVPress):
         return chosen[0], chosen[1]
 
 
+#: Names that are no class of kvpress -> the class they stand for.
+OWN_CLASSES: Mapping[str, type] = {
+    PooledSnapKVPress.__name__: PooledSnapKVPress,
+    "snapkv_paper": PooledSnapKVPress,
+    "snapkv_kvcache_factory": PooledSnapKVPress,
+    "snapkv_kvpress": kvpress.SnapKVPress,
+}
+
+
 def rows_at(part: Any, positions: Any) -> Any:
     """Whole rows of keys or values (1, K, n, d) at positions (1, K, count): (1, K, count, d).
 
@@ -175,21 +192,6 @@ def compress(
     return rows_at(keys, kept), rows_at(values, kept)
 
 
-#: SnapKV as others have it. The paper's code and KVCache-Factory choose per query head; kvpress averages over those of a KV
-#: head.
-PRESETS: Mapping[str, tuple[type, Mapping[str, Any]]] = {
-    "snapkv_paper": (
-        PooledSnapKVPress,
-        {"window_size": 32, "kernel_size": 7, "pooling": "max", "aggregation": "per_query_head"},
-    ),
-    "snapkv_kvcache_factory": (
-        PooledSnapKVPress,
-        {"window_size": 8, "kernel_size": 7, "pooling": "max", "aggregation": "per_query_head"},
-    ),
-    "snapkv_kvpress": (kvpress.SnapKVPress, {"window_size": 64, "kernel_size": 5}),
-}
-
-
 def sharing(parameters: Mapping[str, Mapping[str, Any]], version: str) -> frozenset[str]:
     """Methods whose cells may share one prefill: those of `SHARED_PREFILL`, and SnapKV as others have it.
 
@@ -200,8 +202,14 @@ def sharing(parameters: Mapping[str, Mapping[str, Any]], version: str) -> frozen
     """
     if version != PROVED_VERSION:
         return frozenset()
-    named = {*PRESETS, PooledSnapKVPress.__name__}
-    return SHARED_PREFILL | {name for name, own in parameters.items() if own.get("press") in named}
+    return SHARED_PREFILL | {name for name, own in parameters.items() if own.get("press") in OWN_CLASSES}
+
+
+def is_layerwise(method: str, parameters: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the layers of a method may keep differently many positions."""
+    if method in KNOWN_METHODS:
+        return KNOWN_METHODS[method].layerwise
+    return method in parameters and parameters[method].get("press") in LAYERWISE
 
 
 def make_press(
@@ -218,14 +226,14 @@ def make_press(
     UserError
         For a class that is not known or cannot be used.
     """
+    # PyramidKV rounds to whole positions itself.
     ratio = 1 - (keep + 0.5) / count
     if "press" in parameters:
         press = named_press(method, parameters)
-        press.compression_ratio = ratio
+        press.compression_ratio = 1 - keep / count if isinstance(press, kvpress.PyramidKVPress) else ratio
         _fit_window(press, method, keep, count)
         return press
     if method == "pyramidkv":
-        # It rounds to whole positions itself.
         ratio = 1 - keep / count
     return FIXED[method](ratio, _Parameters(parameters, count, example_id, replicate))
 
@@ -293,22 +301,26 @@ def named_press(where: str, parameters: Mapping[str, Any]) -> Any:
     # `press: AdaKVPress` has a parameter of the name press itself.
     if "inner" in given:
         given["press"] = given.pop("inner")
-    kind, own = PRESETS.get(name, (getattr(kvpress, name, None), {}))
-    if name == PooledSnapKVPress.__name__:
-        kind = PooledSnapKVPress
+    own = SNAPKV_PRESETS.get(name, {})
+    kind = OWN_CLASSES.get(name) or getattr(kvpress, name, None)
     if not (isinstance(kind, type) and issubclass(kind, kvpress.BasePress) and is_dataclass(kind)):
         raise UserError(
-            f"{key}: kvpress has no press {name!r}; name a class such as SnapKVPress, or {', '.join(PRESETS)}"
+            f"{key}: kvpress has no press {name!r}; name a class such as SnapKVPress, or {', '.join(SNAPKV_PRESETS)}"
         )
     if name in REFUSED:
         raise UserError(f"{key}: {name} cannot be used here: {REFUSED[name]}")
-    known = {field.name for field in fields(kind) if field.init}
+    known = set(inspect.signature(kind).parameters)
     if unknown := sorted(set(given) - known):
         raise UserError(
             f"{key}.{unknown[0]}: {name} has no such parameter; it has {', '.join(sorted(known))}"
         )
     if "compression_ratio" in given:
         raise UserError(f"{key}.compression_ratio: the budgets decide that; leave it out")
+    kernel = {**own, **given}.get("kernel_size", 1)
+    if isinstance(kernel, int) and kernel % 2 == 0:
+        raise UserError(
+            f"{key}.kernel_size: {kernel} is even; give an odd number, so that the pooling is centred"
+        )
     if any(getattr(value, "aggregation", None) == "per_query_head" for value in given.values()):
         raise UserError(
             f"{key}: {name} cannot take over a press that keeps positions for every query head; set aggregation: mean in it"
@@ -324,13 +336,16 @@ def named_press(where: str, parameters: Mapping[str, Any]) -> Any:
 
 def _fit_window(press: Any, method: str, keep: int, count: int) -> None:
     """A window may not fill the budget, and only a shorter prompt makes it smaller."""
+    for inner in vars(press).values():
+        if isinstance(inner, kvpress.BasePress):
+            _fit_window(inner, method, keep, count)
     window = getattr(press, "window_size", None)
     if not isinstance(window, int):
         return
     # The re-read last prompt token may count against the budget too.
     if 2 * window > keep + 1:
         raise UserError(
-            f"kv.presses.{method}.window_size: {window} is more than half of the {keep} positions that a budget keeps, and "
+            f"kv.presses.{method}: its window_size {window} is more than half of the {keep} positions that a budget keeps, and "
             "one curve has one window; lower it or raise kv.budgets"
         )
     press.window_size = min(window, count - 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kv_transition.errors import ConfigError, UserError
-from kv_transition.methods import PER_QUERY_HEAD, TEXT_METHODS
+from kv_transition.methods import SNAPKV_PRESETS, TEXT_METHODS
 
 #: What the extra installs and the engine imports.
 PACKAGES = ("torch", "transformers", "kvpress")
@@ -111,8 +111,8 @@ def check_granularity(
 
 
 def _per_query_head(press: Mapping[str, Any]) -> bool:
-    preset = press.get("press") in PER_QUERY_HEAD
-    return bool(press.get("aggregation", "per_query_head" if preset else "mean") == "per_query_head")
+    preset = SNAPKV_PRESETS.get(str(press.get("press")), {})
+    return bool({**preset, **press}.get("aggregation") == "per_query_head")
 
 
 def check_model_config(raw: Mapping[str, Any], where: str) -> None:

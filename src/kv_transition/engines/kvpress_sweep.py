@@ -17,16 +17,21 @@ from transformers import DynamicCache
 
 from kv_transition.engines.base import Cell
 from kv_transition.engines.contexts import SharedContext, is_drawn
+from kv_transition.engines.failures import is_out_of_memory
 from kv_transition.engines.greedy import Answer, Ending
 from kv_transition.engines.kvpress_caches import TorchCache
 from kv_transition.engines.kvpress_decoding import decode_cells
 from kv_transition.engines.kvpress_groups import CellLayers, Shelf
-from kv_transition.engines.kvpress_model import LoadedModel
-from kv_transition.engines.kvpress_presses import compress, make_press
+from kv_transition.engines.kvpress_model import LoadedModel, offline
+from kv_transition.engines.kvpress_presses import compress, is_layerwise, make_press
 from kv_transition.engines.kvpress_settings import DECODE_BATCH
 from kv_transition.engines.sweep import Split, Swept
 from kv_transition.errors import UserError
 from kv_transition.methods import KNOWN_METHODS
+
+OVERFLOWED = (
+    "the model's logits are not numbers: its arithmetic has overflowed; set engine.dtype: bfloat16 or float32"
+)
 
 
 class SharedPrefill:
@@ -144,7 +149,7 @@ def sweep_cells(
     """
     sweep = _Sweep(loaded, ids, split, ending, decode_batch)
     contexts = contexts or SharedContext()
-    caches = {cell: sweep.empty_cache(cell) for cell in cells}
+    caches = {cell: sweep.empty_cache(cell, is_layerwise(cell.method, parameters)) for cell in cells}
     presses = {
         cell: make_press(
             cell.method, parameters[cell.method], cache.keep, split.press_len, example_id, cell.replicate
@@ -206,13 +211,53 @@ class _Sweep:
         self.kept: dict[Cell, CellLayers] = {}
         self.whole: list[tuple[Any, Any]] = []
 
-    def empty_cache(self, cell: Cell) -> TorchCache:
+    def empty_cache(self, cell: Cell, layerwise: bool) -> TorchCache:
         """What is to be kept of the positions that the eviction sees."""
         requested = self.split.requested(cell)
-        return TorchCache(cell, None if requested is None else requested - self.split.refed)
+        keep = None if requested is None else requested - self.split.refed
+        return TorchCache(cell, keep, layerwise)
 
     def together(self, caches: Sequence[TorchCache], presses: Mapping[Cell, Any]) -> None:
-        """Cells that share a prefill: all are compressed on the way, then they are answered in batches."""
+        """Cells that share a prefill; those for which there is no memory get further ones, in halves.
+
+        A single cell that does not fit by itself fails, and with it the example where nothing has been answered yet.
+        """
+        failure: Exception | None = None
+        try:
+            self._share(caches, presses)
+        except Exception as error:
+            failure = error.with_traceback(None)
+        if failure is not None and not is_out_of_memory(failure):
+            raise failure
+        again = [
+            cache
+            for cache in caches
+            if failure or (cache.error is not None and is_out_of_memory(cache.error))
+        ]
+        if not again:
+            return
+        self._forget_context()
+        if len(caches) == 1:
+            if failure is not None and not self.answers:
+                raise failure
+            caches[0].fail(failure or caches[0].error or MemoryError())
+            return
+        self.loaded.free_memory()
+        half = -(-len(again) // 2)
+        for part in (again[:half], again[half:]):
+            for cache in part:
+                cache.reset()
+            if part:
+                self.together(part, presses)
+
+    def _forget_context(self) -> None:
+        """Hold nothing for the next question: it may be what memory is lacking for."""
+        self.remembers = False
+        self.kept.clear()
+        self.whole.clear()
+
+    def _share(self, caches: Sequence[TorchCache], presses: Mapping[Cell, Any]) -> None:
+        """One prefill: the cells are compressed on the way, then they are answered in batches."""
         self._give_places(caches)
         shared, begin = self._shared(caches, presses), time.perf_counter()
         hooks = [module.register_forward_hook(shared, with_kwargs=True) for module in self.loaded.attention]
@@ -235,10 +280,13 @@ class _Sweep:
         self._decode_all(caches, logits)
 
     def alone(self, cache: TorchCache, press: Any) -> None:
-        """A cell whose press gets a prefill of its own, under its own context manager."""
+        """A cell whose press gets a prefill of its own, under its own context manager.
+
+        A press that draws at random draws the same for the same prompt and cell.
+        """
         begin = time.perf_counter()
         try:
-            with press(self.loaded.model):
+            with self.loaded.seeded(self.prompt, cache.cell), offline(), press(self.loaded.model):
                 logits, whole = self._read_prompt([])
             cache.layers = [(layer.keys, layer.values) for layer in whole.layers]
             cache.masks = [getattr(module, "masked_key_indices", None) for module in self.loaded.attention]
@@ -249,6 +297,11 @@ class _Sweep:
             logits = None
         finally:
             self.loaded.clear_masks()
+        if self.remembers and cache.error is not None and is_out_of_memory(cache.error):
+            self._forget_context()
+            cache.reset()
+            self.alone(cache, press)
+            return
         self.compress_s[cache.cell.method] += time.perf_counter() - begin
         cache.measure()
         self._decode_all([cache], logits)
@@ -287,9 +340,8 @@ class _Sweep:
             return
         alike: dict[tuple[int | None, str], list[TorchCache]] = defaultdict(list)
         for cache in caches:
-            card = KNOWN_METHODS.get(cache.cell.method)
             # Only what is known to keep as many positions of every layer and KV head stands beside other methods.
-            own = card is None or card.layerwise or is_drawn(cache.cell)
+            own = cache.layerwise or cache.cell.method not in KNOWN_METHODS or is_drawn(cache.cell)
             alike[cache.keep, cache.cell.method if own else ""].append(cache)
         room = len(self.tail) + self.ending.max_new_tokens
         for group in alike.values():
@@ -321,6 +373,8 @@ class _Sweep:
         output = self.loaded.model(
             self.loaded.tokens(self.prompt), past_key_values=whole, use_cache=True, logits_to_keep=1
         )
+        # The clock is read next, and a GPU may not have begun.
+        self.loaded.wait()
         return output.logits[0, -1], whole
 
     def _decode_all(self, caches: Sequence[TorchCache], logits: Any) -> None:
@@ -351,18 +405,19 @@ class _Sweep:
                 self._note_first_token,
             )
             for number, cache in enumerate(caches):
-                self.answers[cache.cell] = answers[number]
-                cache.let_go()
+                answer = answers[number]
+                if answer is None:
+                    cache.fail(ValueError(OVERFLOWED))
+                else:
+                    self.answers[cache.cell] = answer
+                    cache.let_go()
         except Exception as error:
             failure = error.with_traceback(None)
         self.decode_s += time.perf_counter() - begin
         if failure is None:
             return
         if self.remembers:
-            # What is held for the next question may be what memory is lacking for.
-            self.remembers = False
-            self.kept.clear()
-            self.whole.clear()
+            self._forget_context()
             self._decode(caches, logits)
             return
         if len(caches) == 1:
