@@ -4,6 +4,8 @@ import difflib
 import json
 import marshal
 import os
+import re
+import string
 import subprocess
 import sys
 import time
@@ -32,6 +34,7 @@ from kv_transition.eval.longbench_metrics import (
     rouge_l,
     rouge_l_zh,
 )
+from kv_transition.eval.longbench_words import normalized_words
 
 #: Any text a model can emit, with some that look like an answer.
 TEXTS = (
@@ -396,3 +399,12 @@ def test_the_module_loads_no_heavy_package(tmp_path):
         tmp_path,
     )
     assert done.stdout == "set()\n"
+
+
+def test_words_beside_any_character_are_those_of_the_plain_expression():
+    """An article is a word of the expression, which a mark may end as well as white space."""
+    article, deleted = re.compile(r"\b(a|an|the)\b"), set(string.punctuation)
+    for code in (*range(0xD800), *range(0xE000, 0x30000, 7)):
+        text = f"x The{chr(code)} {chr(code)}an a{chr(code)}b \u03a3{chr(code)}\u03a3"
+        bare = "".join(character for character in text.lower() if character not in deleted)
+        assert normalized_words(text) == article.sub(" ", bare).split(), hex(code)

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +54,24 @@ def test_examples_are_read_without_pandas(imports, tmp_path: Path) -> None:
         "assert (example.answers, example.meta, example.token_len) == (['x', 'y'], {'task': 't'}, 7)"
     )
     assert imports.imported(read)[0] == frozenset({"pyarrow"})
+
+
+def test_rows_go_into_the_database_without_pandas(imports, tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    pq.write_table(
+        pa.table(
+            {"key": ["a", "b", "c"], "n": [1, 2, 2], "x": [0.5, None, 1.5], "kept": [[1.0], [2.0, 3.0], None]}
+        ),
+        file,
+    )
+    insert = (
+        "import sqlite3\nfrom pyarrow.parquet import ParquetFile\nfrom kv_transition.db.arrow_rows import insert_columns\n"
+        "connection = sqlite3.connect(':memory:')\nconnection.execute('CREATE TABLE t (key, n, x, kept)')\n"
+        f"insert_columns(connection, 't', ParquetFile({str(file)!r}).read())\n"
+        "found = connection.execute('SELECT * FROM t').fetchall()\n"
+        "assert found == [('a', 1, 0.5, '[1.0]'), ('b', 2, None, '[2.0,3.0]'), ('c', 2, 1.5, None)], found"
+    )
+    assert imports.imported(insert)[0] == frozenset({"pyarrow"})
 
 
 def test_no_rule_runs_code_inside_snakemake() -> None:

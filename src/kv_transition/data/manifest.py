@@ -6,8 +6,9 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ from kv_transition.data.longbench_tasks import task_facts
 from kv_transition.data.normalize import CountedExample, Example
 from kv_transition.errors import UserError
 from kv_transition.files import write_json
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 VERSION = 1
 
@@ -246,7 +250,7 @@ def read_manifest(path: str | Path) -> Manifest:
         Naming the file and what is wrong: missing, not JSON, another version, a missing or mistyped field, doubled
         ids, or parts that contradict each other.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -261,7 +265,7 @@ def read_manifest(path: str | Path) -> Manifest:
             f"{path}: not a manifest of version {VERSION} (its version is {version!r}); build it again"
         )
     try:
-        manifest = TypeAdapter(Manifest).validate_json(text, strict=True)
+        manifest: Manifest = _checked_form().validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -270,6 +274,13 @@ def read_manifest(path: str | Path) -> Manifest:
     if wrong:
         raise UserError(f"{path}: {wrong}; build it again")
     return manifest
+
+
+@cache
+def _checked_form() -> TypeAdapter[Manifest]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Manifest)
 
 
 def _contradiction(m: Manifest) -> str | None:

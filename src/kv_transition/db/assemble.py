@@ -19,6 +19,7 @@ from kv_transition.data.manifest import read_manifest
 from kv_transition.db.arrow_rows import (
     BATCH_ROWS,
     Same,
+    Stored,
     insert_columns,
     insert_stored,
     sql_type,
@@ -228,16 +229,17 @@ def _insert_runs(
     parts = [pq.ParquetFile(path, memory_map=True).read(use_threads=False) for path in shards]
     table = pa.concat_tables(parts, promote_options="permissive") if len(parts) > 1 else parts[0]
     table = _sorted_rows(table.combine_chunks())
-    unknown = sorted(set(table["task"].unique().to_pylist()) - tasks.keys())
-    if unknown:
+    held = table["task"].unique().to_pylist()
+    if unknown := sorted(set(held) - tasks.keys()):
         raise UserError(f"{shards[0]}: holds answers to task {unknown[0]!r}, of which no manifest was given")
-    table = _with_dataset_id(table, tasks)
-    runs = _distinct(table.select(("dataset_id", *RUN)))
-    insert_columns(connection, "runs", runs)
+    runs = _distinct(table.select(("task", *RUN)))
+    of_runs = stored_columns(runs.combine_chunks().to_batches()[0])
+    of_runs["dataset_id"] = _dataset_ids(of_runs.pop("task"), tasks)
+    insert_stored(connection, "runs", of_runs, runs.num_rows)
     sources.add("runs", runs.num_rows, shards[0].parent)
-    needed = table.select(sorted({column for columns in _OF_RESPONSES.values() for column in columns}))
-    for batch in needed.to_batches(BATCH_ROWS):
+    for batch in table.to_batches(BATCH_ROWS):
         stored = stored_columns(batch)
+        stored["dataset_id"] = _dataset_ids(stored["task"], tasks)
         for name, columns in _OF_RESPONSES.items():
             insert_stored(connection, name, {column: stored[column] for column in columns}, batch.num_rows)
     for name in _OF_RESPONSES:
@@ -257,13 +259,8 @@ def _sorted_rows(table: pa.Table) -> pa.Table:
     return table.sort_by([(name, "ascending") for name in _ORDER])
 
 
-def _with_dataset_id(table: pa.Table, tasks: Mapping[str, str]) -> pa.Table:
-    names = table["task"].unique().to_pylist()
-    if len(names) == 1:
-        ids = pa.repeat(tasks[names[0]], table.num_rows)
-    else:
-        ids = pa.array([tasks[name] for name in table["task"].to_pylist()], pa.string())
-    return table.append_column("dataset_id", ids)
+def _dataset_ids(names: Stored, tasks: Mapping[str, str]) -> Stored:
+    return Same(tasks[names.value]) if isinstance(names, Same) else [tasks[name] for name in names]
 
 
 def _distinct(table: pa.Table) -> pa.Table:

@@ -38,6 +38,7 @@ def connect(path: str | Path, read_only: bool = False) -> sqlite3.Connection:
             f"{file.as_uri()}?mode={'ro' if read_only else 'rwc'}",
             uri=True,
             detect_types=sqlite3.PARSE_DECLTYPES,
+            cached_statements=512,
         )
     except sqlite3.OperationalError as error:
         raise UserError(f"{path}: cannot be opened ({error}); check the folder and its permissions") from None

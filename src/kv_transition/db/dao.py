@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import chain, islice
 from typing import Any
 
@@ -20,17 +21,6 @@ MOST_VARIABLES = 999
 def quoted(name: str) -> str:
     """A table or column name as SQL."""
     return '"' + name.replace('"', '""') + '"'
-
-
-def literal(value: float | str | None) -> str:
-    """A text, whole number, truth value or None as SQL. (A decimal fraction as SQL may differ in its last bit.)"""
-    if value is None:
-        return "NULL"
-    if isinstance(value, str):
-        # A statement ends at a NUL character.
-        hidden = "\0" in value
-        return f"CAST(x'{value.encode().hex()}' AS TEXT)" if hidden else "'" + value.replace("'", "''") + "'"
-    return repr(value) if isinstance(value, float) else str(int(value))
 
 
 def sql_value(value: Any) -> Any:
@@ -61,22 +51,40 @@ def insert_many(
     Parameters
     ----------
     columns, rows : names, and a value for each in every row.
-    same : further columns, each with its value in all rows, of which :func:`literal` has to be able to speak.
+    same : further columns, each with its value in all rows.
     """
     fixed = same or {}
-    names = ", ".join(quoted(name) for name in (*columns, *fixed))
-    values = ", ".join([*("?" * len(columns)), *(literal(value) for value in fixed.values())])
-    at_once = min(ROWS_AT_ONCE, MOST_VARIABLES // max(len(columns), 1))
-    start, waiting = f"INSERT INTO {quoted(table)} ({names}) VALUES ", iter(rows)
-    rest: list[Sequence[Any]] = []
+    at_once = min(ROWS_AT_ONCE, (MOST_VARIABLES - len(fixed)) // max(len(columns), 1))
+    shape = table, tuple(columns), tuple(fixed)
+    waiting, rest = iter(rows), list[Sequence[Any]]()
+
+    def values(some: Iterable[Sequence[Any]]) -> list[Any]:
+        return [*fixed.values(), *chain.from_iterable(some)]
 
     def together() -> Iterator[list[Any]]:
         while len(some := list(islice(waiting, at_once))) == at_once:
-            yield list(chain.from_iterable(some))
+            yield values(some)
         rest.extend(some)
 
-    many = connection.executemany(start + ", ".join([f"({values})"] * at_once), together()).rowcount
-    return max(many, 0) + max(connection.executemany(f"{start}({values})", rest).rowcount, 0)
+    count = max(connection.executemany(_insertion(*shape, at_once), together()).rowcount, 0)
+    if rest:
+        connection.execute(_insertion(*shape, len(rest)), values(rest))
+    return count + len(rest)
+
+
+@lru_cache(maxsize=512)
+def _insertion(table: str, columns: tuple[str, ...], same: tuple[str, ...], rows: int) -> str:
+    """The statement that inserts so many rows; its first variables are the values that all of them have.
+
+    Equal statements are read by SQLite once for each connection, which costs as much as inserting some hundred rows.
+    """
+    names = ", ".join(quoted(name) for name in (*same, *columns))
+    fixed = [f"?{number + 1}" for number in range(len(same))]
+    each = [
+        ", ".join([*fixed, *(f"?{len(same) + row * len(columns) + at + 1}" for at in range(len(columns)))])
+        for row in range(rows)
+    ]
+    return f"INSERT INTO {quoted(table)} ({names}) VALUES {', '.join(f'({one})' for one in each)}"
 
 
 def _insert(

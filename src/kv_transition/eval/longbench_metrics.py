@@ -211,9 +211,9 @@ def recursion_artefact(metric: str, prediction: str, answers: Sequence[str]) -> 
 def _f1(predicted: _Bag, expected: _Bag) -> float:
     """F1 of two bags of words, with the official code's order of operations; 0.0 if they share nothing."""
     (left, left_words), (right, right_words) = predicted, expected
-    shared = left_words & right_words
-    if not shared:
+    if left_words.isdisjoint(right_words):
         return 0.0
+    shared = left_words & right_words
     if len(left) == len(left_words) or len(right) == len(right_words):
         common = len(shared)
     else:
@@ -270,6 +270,8 @@ def _best_prepared(
             score = compare(prepared, prepare_gold(answer))
             if score > largest:
                 largest = score
+                if largest >= 1.0:
+                    break
         return largest
 
     return best
