@@ -33,7 +33,7 @@ from pathlib import Path
 from record import Row, save, spread, without_bar
 
 from kv_transition.data.longbench_tasks import TASK_FACTS
-from kv_transition.eval import longbench_metrics, longbench_words
+from kv_transition.eval import longbench_metrics
 from kv_transition.eval.failure_taxonomy import first_line
 
 #: An answer with its gold answers.
@@ -135,8 +135,7 @@ def read_rows(run: str, tasks: Sequence[str], rows: int) -> list[Answer]:
 
 
 def forget() -> None:
-    """Empty all caches of our metrics: their modules as a new process has them."""
-    importlib.reload(longbench_words)
+    """Empty all caches of our metrics: the module as a new process has it."""
     importlib.reload(longbench_metrics)
 
 

@@ -6,7 +6,7 @@ from kv_transition.data.manifest import read_manifest, write_manifest
 from kv_transition.paths import dataset_id
 from kv_transition.run.script import job
 
-with job(snakemake) as j:
+with job(snakemake, pandas=False) as j:
     names = {
         "experiment": j.params.experiment,
         "dataset": j.params.dataset,

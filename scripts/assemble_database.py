@@ -4,7 +4,7 @@ from kv_transition.db.assemble import assemble
 from kv_transition.report.provenance import cleaned, collect
 from kv_transition.run.script import job
 
-with job(snakemake) as j:
+with job(snakemake, pandas=False) as j:
     assemble(
         db_path=j.output.database,
         settings=cleaned(j.params.settings),

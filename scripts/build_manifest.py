@@ -4,7 +4,7 @@ from kv_transition.data.manifest import build_manifest, write_manifest
 from kv_transition.data.normalize import read_examples, read_protocol, read_tokenizer
 from kv_transition.run.script import job
 
-with job(snakemake) as j:
+with job(snakemake, pandas=False) as j:
     manifest = build_manifest(
         read_examples(j.input.examples),
         experiment=j.params.experiment,

@@ -6,7 +6,7 @@ from kv_transition.paths import cell_of_response
 from kv_transition.run.import_published import Source, import_shard
 from kv_transition.run.script import job
 
-with job(snakemake) as j:
+with job(snakemake, pandas=False) as j:
     import_shard(
         manifest=read_manifest(j.input.manifest),
         examples=read_examples(j.input.examples),

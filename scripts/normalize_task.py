@@ -8,7 +8,7 @@ from kv_transition.data.token_counts import TokenCounts
 from kv_transition.data.tokenizer import ModelTokenizer
 from kv_transition.run.script import job
 
-with job(snakemake) as j:
+with job(snakemake, pandas=False) as j:
     task, section = j.wildcards.task, j.params.protocol
     protocol = load_protocol(section, next(iter(j.input.protocol), None), task, section["model_name"])
     counter = load_counter(j.params.tokenizer["name"], j.params.model, j.params.tokenizer["fallback"])

@@ -9,7 +9,7 @@ from kv_transition.run.script import job
 
 FULL = ("full", "full")
 
-with job(snakemake) as j:
+with job(snakemake, pandas=False) as j:
     task, published = j.wildcards.task, j.params.source["published"]
     run = read_runs(published, task, [FULL])[FULL]
     records, passed_over = make_records(task, run, published["allow_incomplete"])

@@ -3,7 +3,7 @@
 from kv_transition.eval.score import score_task, write_scores
 from kv_transition.run.script import job
 
-with job(snakemake) as j:
+with job(snakemake, pandas=False) as j:
     table = score_task(
         manifest_path=j.input.manifest,
         response_paths=list(j.input.responses),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +99,32 @@ def write_parquet(
     table = table.replace_schema_metadata(dict(sorted(metadata.items())) if metadata else None)
     with atomic_path(path) as temporary:
         pq.write_table(table.combine_chunks(), temporary, use_dictionary=False, row_group_size=ROW_GROUP_ROWS)
+
+
+class _Hidden(MetaPathFinder):
+    """Python's answer to `import pandas` while this is asked first: there is no such package."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def arrow_without_pandas() -> None:
+    """Keep pyarrow from importing pandas in this process, which takes half a second of every job.
+
+    It does so when it is first given a list, to see whether it is one of pandas' series, and remembers what it finds. From
+    here on it refuses to convert from and to pandas. Where pandas is imported already nothing is gained, and nothing done.
+    """
+    if "pandas" in sys.modules:
+        return
+    import pyarrow as pa
+
+    hidden = _Hidden()
+    sys.meta_path.insert(0, hidden)
+    try:
+        pa.array([])
+    finally:
+        sys.meta_path.remove(hidden)
 
 
 def read_parquet(path: str | Path) -> pd.DataFrame:

@@ -90,10 +90,10 @@ class Engine(Section):
         "square of the prompt; adakv_* need sdpa.",
     )
     decode_batch: int = Field(
-        32,
+        64,
         ge=1,
-        description="kvpress: cells of one prompt that are decoded at once; fewer take less memory. What is kept of all cells of "
-        "a prompt is held together, and that of the cells being decoded a second time.",
+        description="kvpress: cells of one prompt that are decoded at once, the full cache among them. Where a prompt has more, "
+        "what is kept of the cells at work is there a second time, and only they have room for their answers.",
     )
     unknown_token_limit: float = Field(
         0.2,

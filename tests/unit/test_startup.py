@@ -74,6 +74,24 @@ def test_rows_go_into_the_database_without_pandas(imports, tmp_path: Path) -> No
     assert imports.imported(insert)[0] == frozenset({"pyarrow"})
 
 
+def test_a_job_can_give_lists_to_arrow_without_pandas(imports, tmp_path: Path) -> None:
+    """pyarrow imports pandas to see what a list is; a process that imports it afterwards has it all the same."""
+    code = (
+        "import sys\nfrom types import SimpleNamespace\nfrom kv_transition.files import write_parquet\n"
+        "from kv_transition.run.script import job\n"
+        f"with job(SimpleNamespace(log=[]), pandas={{pandas}}):\n"
+        f"    write_parquet({str(tmp_path / 'x.parquet')!r}, {{'a': [1, 2, None], 'b': [['x'], [], None]}})\n"
+    )
+    assert imports.imported(code.replace("{pandas}", "False"))[0] == frozenset({"pyarrow"})
+    assert "pandas" in imports.imported(code.replace("{pandas}", "True"))[0], (
+        "else nothing is gained any more"
+    )
+    after = (
+        code.replace("{pandas}", "False") + "import pandas\nassert pandas.DataFrame({'a': [1]}).a.sum() == 1"
+    )
+    assert "pandas" in imports.imported(after)[0]
+
+
 def test_no_rule_runs_code_inside_snakemake() -> None:
     rules = [file.read_text(encoding="utf-8") for file in (ROOT / "rules").glob("*.smk")]
     assert not any(line.strip() == "run:" for text in rules for line in text.splitlines())

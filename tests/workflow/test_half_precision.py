@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from project import EXAMPLES, Project
 
 pytestmark = [pytest.mark.workflow, pytest.mark.kvpress]
@@ -38,6 +40,21 @@ def test_only_computations_in_half_precision_have_the_rules(fresh: Project, tmp_
     ):
         configure(project, **engine)
         assert NOISE & set(project.due()) == expected, engine
+
+
+def test_one_model_at_a_time_is_on_this_machines_gpu(fresh: Project, tmp_path: Path) -> None:
+    """However many cores Snakemake is given: each job would load the model once more."""
+    project = fresh.copy(tmp_path / "project", results=False)
+    for device, limited in (("cuda", True), ("cpu", False)):
+        configure(project, kind="kvpress", dtype="bfloat16", device=device)
+        plan = project.call("-n").stdout
+        jobs = re.findall(
+            r"^rule infer_(?:sweep|noise):\n.*?resources: [^\n]*", plan, re.DOTALL | re.MULTILINE
+        )
+        assert len(jobs) == 2, plan
+        assert ["local_gpu=1" in job for job in jobs] == [limited] * 2
+    profile = yaml.safe_load((project.folder / "profiles/default/config.yaml").read_text())
+    assert "local_gpu=1" in profile["resources"]
 
 
 def test_the_floor_is_in_report_and_database_and_its_size_reruns_nothing_else(

@@ -14,7 +14,7 @@ from kv_transition.methods import SNAPKV_PRESETS, TEXT_METHODS
 #: What the extra installs and the engine imports.
 PACKAGES = ("torch", "transformers", "kvpress")
 #: Cells that are decoded at once, unless the settings say otherwise.
-DECODE_BATCH = 32
+DECODE_BATCH = 64
 
 
 def require_packages() -> None:

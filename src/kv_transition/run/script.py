@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from kv_transition.errors import UserError
+from kv_transition.files import arrow_without_pandas
 
 
 def set_up_logging(log_file: str | Path | None = None) -> None:
@@ -34,12 +35,13 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def job(snakemake: Any) -> Iterator[Any]:
+def job(snakemake: Any, pandas: bool = True) -> Iterator[Any]:
     """Run a workflow script's body.
 
     Parameters
     ----------
     snakemake : the object Snakemake gives to scripts (input, output, params, log, wildcards).
+    pandas : whether tables of pandas are read or written.
 
     A `UserError` ends the script with its one line on the terminal and in the log, any other error with a traceback;
     both fail the job, so Snakemake removes what it had begun to write. SIGTERM (a cluster's time limit, a cancelled job) ends
@@ -47,6 +49,8 @@ def job(snakemake: Any) -> Iterator[Any]:
     """
     set_up_logging(snakemake.log[0] if snakemake.log else None)
     signal.signal(signal.SIGTERM, _leave)
+    if not pandas:
+        arrow_without_pandas()
     try:
         yield snakemake
     except UserError as error:
