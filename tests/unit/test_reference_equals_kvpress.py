@@ -360,6 +360,11 @@ def test_the_default_grid_is_the_one_that_is_compared():
     assert (kv.window, kv.kernel, kv.n_sink) == (WINDOW, KERNEL, SINKS)
 
 
+def elsewhere(ties):
+    """Ties that are not those of key norms in layer 0."""
+    return [tie for tie in ties if (tie[0].method, tie[1]) != ("knorm", 0)]
+
+
 def test_the_tiny_reader_answers_the_default_grid_as_kvpress_does(tiny_engine, kvpress_tiny):
     """Every active cell against kvpress's; inactive cells are copies of the full answer.
 
@@ -409,11 +414,10 @@ def test_the_tiny_reader_answers_the_default_grid_as_kvpress_does(tiny_engine, k
     assert copied > 0
     # Else equal answers would prove nothing.
     assert sum(answers) > 0.25 * len(answers)
-    # In layer 0 all keys of this model have the same norm (rounding chooses among them), and average-pooling gives the
-    # neighbours of a single peak the same score.
-    assert all(layer == 0 for cell, layer, _ in ties if cell.method == "knorm")
+    # In layer 0 all keys of this model have the same norm, and rounding chooses among them. Elsewhere it rarely has to: where
+    # average-pooling gives the neighbours of a single peak the same score, or, on some processors, two norms are that near.
     heads = cells * config.num_hidden_layers * config.num_key_value_heads
-    assert sum(tied.values()) - tied["knorm"] < 0.01 * heads
+    assert len(elsewhere(ties)) < 0.01 * heads
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != MODE], ids="-".join)
@@ -431,8 +435,7 @@ def test_the_tiny_reader_answers_as_kvpress_does_in_the_other_modes(tiny_engine,
     print(f"{compared} cells compared, ties {dict(Counter(cell.method for cell, _, _ in ties))}")
     assert found == []
     assert compared >= 0.9 * 20 * 2 * len(METHODS)
-    assert all(layer == 0 for cell, layer, _ in ties if cell.method == "knorm")
-    assert len([cell for cell, _, _ in ties if cell.method != "knorm"]) < 0.01 * compared * 6
+    assert len(elsewhere(ties)) < 0.01 * compared * 6
 
 
 def test_the_answers_that_are_compared_depend_on_the_cache(ours_random):

@@ -117,10 +117,10 @@ def response_bytes_per_row(own: Sequence[str]) -> float | None:
 
 
 def orphans(folder: Path, files: Mapping[str, bool]) -> list[str]:
-    """Files of an experiment's folder that its configuration does not make; logs are left out."""
-    logs = folder / "logs"
+    """Files of an experiment's folder that its configuration does not make; what is told of jobs is left out."""
+    told = {folder / "logs", folder / "benchmarks"}
     return sorted(
         str(path)
         for path in folder.rglob("*")
-        if path.is_file() and logs not in path.parents and str(path) not in files
+        if path.is_file() and not told.intersection(path.parents) and str(path) not in files
     )
