@@ -138,13 +138,14 @@ def test_a_folder_and_a_download_give_the_same_bytes(mirror: Mirror, source: Pat
 def test_a_download_that_fails_is_one_line_and_leaves_nothing(
     mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, reason: str, asked: int
 ) -> None:
+    """The two slow servers end by themselves only after 4 s, with another reason than the limit that is broken."""
     mirror.fault = fault
-    monkeypatch.setattr(protocol_tables, "READ_S", 0.3)
-    monkeypatch.setattr(protocol_tables, "FILE_S", 0.5)
-    begin = time.monotonic()
+    if fault == "silent":
+        monkeypatch.setattr(protocol_tables, "READ_S", 0.3)
+    if fault == "drops":
+        monkeypatch.setattr(protocol_tables, "FILE_S", 0.5)
     with pytest.raises(UserError, match=reason) as error:
         fetch_tables(tmp_path / "tables.json")
-    assert time.monotonic() - begin < 3
     assert "\n" not in str(error.value)
     assert mirror.asked["model2maxlen.json"] == asked
     assert not list(tmp_path.iterdir())
@@ -167,10 +168,9 @@ def test_without_a_network_the_way_out_is_said_at_once(
         port = unused.getsockname()[1]
     monkeypatch.setenv(ADDRESS_VARIABLE, f"http://127.0.0.1:{port}")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    begin = time.monotonic()
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits for another attempt"))
     with pytest.raises(UserError, match=r"cannot be downloaded \(ConnectionError\); .*protocol\.path"):
         fetch_tables(tmp_path / "tables.json")
-    assert time.monotonic() - begin < 2
 
 
 def test_a_failure_leaves_the_file_that_was_there(mirror: Mirror, source: Path, tmp_path: Path) -> None:

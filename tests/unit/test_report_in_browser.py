@@ -160,6 +160,7 @@ def test_sizes_sort_with_their_units(chromium: Any, tmp_path: Path) -> None:
 
 def test_a_figure_enlarges_and_closes_again(opened: Any) -> None:
     from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
 
     opened.execute_script("document.querySelector('figure .plate button').click()")
     assert opened.execute_script("return document.querySelector('#viewer').open")
@@ -169,8 +170,9 @@ def test_a_figure_enlarges_and_closes_again(opened: Any) -> None:
     assert width > 800
     opened.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not opened.execute_script("return document.querySelector('#viewer').open")
-    assert opened.execute_script("return document.activeElement.closest('figure') !== null"), (
-        "the focus comes back"
+    WebDriverWait(opened, 10).until(
+        lambda page: page.execute_script("return document.activeElement.closest('figure') !== null"),
+        "the focus comes back",
     )
 
 

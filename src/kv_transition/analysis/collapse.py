@@ -28,8 +28,8 @@ BEYOND_GRID = 1.0
 MIN_WIDTH = 0.5
 #: Steps of the global search: of any bin's midpoint, as a fraction of the width and at most, and of the width (ratio).
 MIDPOINT_STEP, MAX_MIDPOINT_STEP, WIDTH_STEP = 0.25, 0.35, 1.6
-#: Entries of a block of the global search.
-BLOCK_ENTRIES = 1_000_000
+#: Entries of a block of the global search: what a block needs stays in the processor's cache.
+BLOCK_ENTRIES = 65_536
 #: Rounds of the local refinement, and the step in (midpoint, alpha1, log width) at which a fit is done.
 MAX_ROUNDS = 80
 #: Widths of the grid from which the refinement of a row begins.
@@ -161,16 +161,24 @@ def _axis(low: float, high: float, step: float) -> Array:
 def _best(losses: _Losses, lost: Array) -> tuple[Indices, Array]:
     """The grid point, of (points, cells), with the smallest sum of squares for each row, and the share it explains."""
     best, gains = np.empty(len(losses.aa), dtype=np.int64), np.empty(len(losses.aa))
-    rows = max(1, BLOCK_ENTRIES // len(lost))
+    lost, squares = lost.T, (lost * lost).T
+    all_of_it = np.maximum(losses.dd.sum(axis=1), TINY)
+    rows = max(1, BLOCK_ENTRIES // lost.shape[1])
     for first in range(0, len(best), rows):
-        part = losses.of(np.arange(first, min(first + rows, len(best))))
-        cross, square = part.ad @ lost.T, part.aa @ (lost * lost).T
+        block = slice(first, first + rows)
+        cross, square = losses.ad[block] @ lost, losses.aa[block] @ squares
         loss = _scale(cross, square)
-        gain = loss * (2 * cross - loss * square) / np.maximum(part.dd.sum(axis=1), TINY)[:, None]
-        # Rounded, so that the order of additions in the product cannot choose between equal points.
-        gain = np.round(gain, 9)
-        best[first : first + rows] = np.argmax(gain, axis=1)
-        gains[first : first + rows] = gain.max(axis=1)
+        # loss * (2 * cross - loss * square), in place
+        square *= loss
+        cross *= 2
+        cross -= square
+        cross *= loss
+        cross /= all_of_it[block, None]
+        # Rounded to 9 digits, so that the order of additions in the product cannot choose between equal points.
+        cross *= 1e9
+        np.rint(cross, out=cross)
+        best[block] = chosen = cross.argmax(axis=1)
+        gains[block] = cross[np.arange(len(cross)), chosen] / 1e9
     return best, gains
 
 
@@ -184,7 +192,9 @@ def _lost(cells: CollapseCells, theta: Array) -> tuple[Array, Array]:
 
 def _scale(cross: Array, square: Array) -> Array:
     """Best 1 - phi, in [0, 1]: the size of the loss at the smallest budgets."""
-    return np.clip(cross / np.maximum(square, TINY), 0.0, 1.0)
+    scale = np.maximum(square, TINY)
+    np.divide(cross, scale, out=scale)
+    return np.clip(scale, 0.0, 1.0, out=scale)
 
 
 def _projected(cells: CollapseCells, losses: _Losses, theta: Array) -> tuple[Array, Array, Array, Array]:

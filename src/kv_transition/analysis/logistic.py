@@ -262,19 +262,39 @@ def _best_points(curves: Curves, points: Array) -> NDArray[np.int64]:
 
 
 def _gain_only(covariance: Array, mean: Array, variance: Array, level: Array) -> Array:
-    """The gain of `project`, (R, P) for R curves and P points, without what only one of the points is asked for."""
+    """The gain of `project`, (R, P) for R curves and P points, without what only one of the points is asked for.
+
+    Whole blocks, because most blocks hold points on either bound: to gather those costs more than to compute all.
+    """
     rise = np.maximum(covariance, 0.0)
     gain = rise * rise
     gain *= 1 / variance
     rise *= 1 / variance
-    if level.min() < 0 or (rise.max(axis=0) * (1 - mean) + level.max()).max() > 1:
-        return project(covariance, mean, variance, level)[0]
+    top = rise * (1 - mean)
+    top += level
     rise *= mean
-    moment = covariance + level * mean
-    moment *= moment
-    moment *= 1 / (variance + mean**2)
-    moment -= level**2
-    np.copyto(gain, moment, where=rise > level)
+    low = rise > level
+    if low.any():
+        moment = level * mean
+        moment += covariance
+        np.maximum(moment, 0.0, out=moment)
+        height = moment * (1 / (variance + mean**2))
+        np.copyto(top, height, where=low)
+        moment *= height
+        moment -= level**2
+        np.copyto(gain, moment, where=low)
+    high = top > 1
+    if high.any():
+        square = variance + (1 - mean) ** 2
+        moment = (1 - level) * (1 - mean)
+        moment += covariance
+        depth = moment * (1 / square)
+        np.clip(depth, 0.0, 1.0, out=depth)
+        moment *= 2
+        moment -= depth * square
+        moment *= depth
+        moment -= (1 - level) ** 2
+        np.copyto(gain, moment, where=high)
     return gain
 
 
