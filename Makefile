@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# Test files at a time; a file's tests stay together.
-TESTS_AT_ONCE := -n 2 --dist loadfile
+# Test files at a time, one more than the two cores that CI has, because many tests wait; a file's tests stay together.
+TESTS_AT_ONCE := -n 3 --dist loadfile
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help

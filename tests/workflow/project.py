@@ -26,6 +26,7 @@ SMALL = {
         "fit_replicates": 100,
         "collapse_replicates": 100,
     },
+    "output": {"figure_dpi": 50},
 }
 
 TARGET = "results/report.md"

@@ -130,7 +130,7 @@ def test_real_text_is_refused_by_the_tiny_reader_and_runs_when_the_guard_is_lift
     shutil.copy(shared / "longbench/multi_news.jsonl", clean.folder / "records/multi_news.jsonl")
     dataset = {"path": "records", "tasks": ["multi_news"], "name": "longbench"}
     (clean.folder / "small.yaml").write_text(
-        yaml.safe_dump(SMALL | {"dataset": dataset, "binning": {"n_bins": 4, "n_per_bin": 5}})
+        yaml.safe_dump(SMALL | {"dataset": dataset, "binning": {"n_bins": 2, "n_per_bin": 3}})
     )
     refused = clean.call()
     assert refused.returncode == 1

@@ -25,7 +25,6 @@ def configure(project: Project, **engine: object) -> None:
         },
         engine=engine,
         kv={"methods": ["streaming_llm"], "budgets": [32]},
-        output={"figure_dpi": 50},
     )
 
 
@@ -81,5 +80,5 @@ def test_the_floor_is_in_report_and_database_and_its_size_reruns_nothing_else(
     assert set(due) - {"all", "total"} == {
         *NOISE, "save_config", "build_report", "build_html", "assemble_database", "copy_report",
     }  # fmt: skip
-    project.run()
+    project.run(target="results/small/analysis/noise_floor.parquet")
     assert project.journal_rows() == rows + 3, "the first two answers are among the five"

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from project import Project
+from project import SMALL, Project
 
 from kv_transition.files import float_round
 
@@ -50,7 +50,7 @@ def configure(project: Project, tasks: list[str], source: Path | str = "scores.c
     )
     config["experiment"] = {"id": "small"}
     config["dataset"]["tasks"] = tasks
-    config["analysis"] = {"bootstrap_replicates": 100, "transition_replicates": 100}
+    config["analysis"] = SMALL["analysis"]
     config["published"]["path"] = str(source)
     config["output"] = {"figure_dpi": 50}
     for section, keys in changes.items():
@@ -244,7 +244,7 @@ def test_answers_in_longbench_folders_are_scored_as_their_authors_scored_them(
     config["experiment"] = {"id": "small"}
     config["dataset"]["tasks"] = tasks
     config["published"]["path"] = str(shared / "predictions/pred")
-    config["analysis"] = {"bootstrap_replicates": 100, "transition_replicates": 100}
+    config["analysis"] = SMALL["analysis"]
     (clean.folder / "small.yaml").write_text(yaml.safe_dump(config))
     clean.run(target=TABLES)
     found = shown_means(clean)
