@@ -12,7 +12,7 @@ import pytest
 
 from kv_transition.errors import UserError
 from kv_transition.files import sha256_text
-from kv_transition.run.journal import Journal
+from kv_transition.run.journal import Journal, Rows, has_answer
 
 
 def row(name: str, text: str = "an answer", failure: str | None = None) -> dict:
@@ -28,6 +28,27 @@ def test_an_appended_row_is_read_back_by_another_reader(tmp_path: Path) -> None:
         journal.append([row("a", 'tabs\t, "quotes", ünïcode 漢字 and \n newlines'), row("b")])
     found = Journal(tmp_path / "model").read(keys("a", "c"))
     assert found == {sha256_text("a"): row("a", 'tabs\t, "quotes", ünïcode 漢字 and \n newlines')}
+
+
+def test_rows_that_were_computed_are_those_that_a_later_reader_finds(tmp_path: Path) -> None:
+    computed = [row("a", "half a pair: \ud83d"), row("b", failure="TIMEOUT")]
+    with Journal(tmp_path) as journal:
+        journal.append(computed)
+        read = journal.read(keys("a", "b"))
+    held = Rows()
+    for one in computed:
+        held.add(one)
+    assert dict(held) == dict(read) == {one["key"]: one for one in computed}
+
+
+def test_rows_that_are_not_wanted_are_left_out_and_a_newer_row_replaces_the_older() -> None:
+    held = Rows()
+    for one in (row("a"), row("b", failure="TIMEOUT"), row("c", "first"), row("c", "second")):
+        held.add(one)
+    held.keep(has_answer)
+    assert set(held) == keys("a", "c")
+    assert held[sha256_text("c")]["result"]["text"] == "second"
+    assert sha256_text("b") not in held
 
 
 def test_every_writer_has_a_file_of_its_own(tmp_path: Path) -> None:
@@ -98,7 +119,7 @@ def test_a_journal_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> N
 def test_a_killed_writer_loses_nothing_it_had_appended(tmp_path: Path) -> None:
     script = f"""
 import sys
-from kv_transition.run.journal import Journal
+from kv_transition.run.journal import Journal, Rows, has_answer
 from kv_transition.files import sha256_text
 journal = Journal({str(tmp_path)!r})
 for number in range(10**6):

@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,50 @@ def has_answer(row: Mapping[str, Any]) -> bool:
     return not row["result"]["failure"]
 
 
+class Rows(Mapping[str, dict[str, Any]]):
+    """Journal rows by key. Each is held as its line and read when it is asked for: parsed, it takes five times the memory."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, bytes] = {}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take a row in, instead of any other of its key."""
+        self._lines[row["key"]] = line_of(row)
+
+    def add_line(self, key: str, line: bytes) -> None:
+        """The same for a line that was read."""
+        self._lines[key] = line
+
+    def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Leave out the rows that are not wanted."""
+        for key in [key for key, row in self.items() if not wanted(row)]:
+            del self._lines[key]
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        return parsed(self._lines[key])
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._lines
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+
+def line_of(row: Mapping[str, Any]) -> bytes:
+    """A row as a line of the journal."""
+    rest = canonical_json({name: value for name, value in row.items() if name != "key"})
+    return LINE_START + str(row["key"]).encode() + b'",' + rest[1:].encode("utf-8", "surrogatepass") + b"\n"
+
+
+def parsed(line: bytes) -> dict[str, Any]:
+    """The row of a line; ValueError where it is torn."""
+    row: dict[str, Any] = json.loads(line.decode("utf-8", "surrogatepass"))
+    return row
+
+
 class Journal:
     """The journal of one model, read by key and appended to.
 
@@ -48,9 +92,7 @@ class Journal:
         #: Bytes of this writer's file that are whole rows; nobody else writes to it.
         self._size = 0
 
-    def read(
-        self, keys: Collection[str], wanted: Callable[[Mapping[str, Any]], bool] = has_answer
-    ) -> dict[str, dict[str, Any]]:
+    def read(self, keys: Collection[str], wanted: Callable[[Mapping[str, Any]], bool] = has_answer) -> Rows:
         """Rows of these keys; where a key was answered more than once, the first wanted row counts.
 
         Parameters
@@ -63,7 +105,7 @@ class Journal:
             When the folder or a file in it cannot be read.
         """
         encoded = {key.encode() for key in keys}
-        found: dict[str, dict[str, Any]] = {}
+        found = Rows()
         try:
             files = sorted(self.folder.glob("*.jsonl"))
             for path in files:
@@ -81,7 +123,7 @@ class Journal:
         line: bytes,
         keys: set[bytes],
         wanted: Callable[[Mapping[str, Any]], bool],
-        found: dict[str, dict[str, Any]],
+        found: Rows,
         path: Path,
         number: int,
     ) -> None:
@@ -92,7 +134,7 @@ class Journal:
         try:
             if not complete:
                 raise ValueError
-            row = json.loads(line.decode("utf-8", "surrogatepass"))
+            row = parsed(line)
             key, good = row["key"], wanted(row)
         except (ValueError, KeyError, TypeError):
             log.warning(
@@ -100,7 +142,7 @@ class Journal:
             )
             return
         if key not in found or (good and not wanted(found[key])):
-            found[key] = row
+            found.add_line(key, line)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows and wait until they are on the disk: all of them or, on an error, none.
@@ -114,7 +156,7 @@ class Journal:
         UserError
             When the disk is full or the journal may not be written. What was appended before is safe.
         """
-        text = b"".join(self._line(row) for row in rows)
+        text = b"".join(line_of(row) for row in rows)
         try:
             descriptor = self._open()
             try:
@@ -131,13 +173,6 @@ class Journal:
                 f"{self._path or self.folder}: cannot write the journal ({error.strerror}); what was answered before is "
                 "safe, run the same command again when the cause is gone"
             ) from None
-
-    @staticmethod
-    def _line(row: Mapping[str, Any]) -> bytes:
-        rest = canonical_json({name: value for name, value in row.items() if name != "key"})
-        return (
-            LINE_START + str(row["key"]).encode() + b'",' + rest[1:].encode("utf-8", "surrogatepass") + b"\n"
-        )
 
     def _open(self) -> int:
         if self._file is None:

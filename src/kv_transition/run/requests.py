@@ -24,7 +24,7 @@ NOT_IN_KEY = ("seeds",)
 IN_KEY = ("kind", "dtype", "device", "attn_implementation", "kvpress")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Request:
     """One question to be answered at one cell.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -163,13 +163,17 @@ def _of_text(text: Shortened, full_tokens: int, engine: Mapping[str, Any]) -> di
     }
 
 
-def write_responses(path: str | Path, rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, str]) -> None:
+def write_responses(path: str | Path, rows: Iterable[Mapping[str, Any]], metadata: Mapping[str, str]) -> None:
     """Write the rows of one run and shard, ordered by example and replicate; a shard may be empty."""
     import pyarrow as pa
 
+    values: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    for row in rows:
+        for name, column in values.items():
+            column.append(row[name])
     types = {"list<float64>": pa.list_(pa.float64()), "bool": pa.bool_(), "string": pa.string()}
     columns = {
-        name: pa.array([row[name] for row in rows], type=types.get(kind) or getattr(pa, kind)())
+        name: pa.array(values[name], type=types.get(kind) or getattr(pa, kind)())
         for name, kind in COLUMNS.items()
     }
     write_parquet(path, pa.table(columns), sort_by=["example_id", "replicate"], metadata=metadata)

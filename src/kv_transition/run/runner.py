@@ -184,7 +184,8 @@ def infer_shard(
     work = shard.requests(list(outputs))
     keys = {str(request.key) for example in work for request in example.asked}
     with shard.journal(run["journal_dir"]) as journal:
-        known = {key: row for key, row in journal.read(keys, shard.counts).items() if shard.counts(row)}
+        known = journal.read(keys, shard.counts)
+        known.keep(shard.counts)
         asked = sum(len(example.asked) for example in work)
         lacking = [example for example in work if any(request.key not in known for request in example.asked)]
         missing = len(keys - known.keys())
@@ -195,7 +196,8 @@ def infer_shard(
                 answers = shard.served(engine, journal).rows(lacking, known, journal)
             else:
                 answers = _compute(lacking, known, engine, shard.settled, journal)
-            known |= {row["key"]: row for row in answers}
+            for answer in answers:
+                known.add(answer)
     limit = float(shard.answer["engine"]["unknown_token_limit"])
     for row in known.values():
         check_vocabulary(row["result"]["raw"], limit, row["example_id"])
@@ -204,7 +206,7 @@ def infer_shard(
     return missing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Step:
     """What the journal lacks of one prompt of an example."""
 
@@ -290,14 +292,23 @@ def _write(
         "answer": canonical_json({**answer, "model_sha256": shard.model_sha256}),
         "task": manifest.task,
     }
-    rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    requests: dict[tuple[str, str], list[Request]] = defaultdict(list)
     for example in work:
         for request in example.requests:
-            answered = shard.answered(request, known)
-            row = response_row(manifest.experiment, manifest.task, request, answered, shard.answer["kv"])
-            rows[request.method, request.budget].append(row)
+            requests[request.method, request.budget].append(request)
+    # One cell after another: the rows of all cells together would be the largest thing in memory.
     for cell, path in outputs.items():
-        write_responses(path, rows[cell], metadata)
+        rows = (
+            response_row(
+                manifest.experiment,
+                manifest.task,
+                request,
+                shard.answered(request, known),
+                shard.answer["kv"],
+            )
+            for request in requests[cell]
+        )
+        write_responses(path, rows, metadata)
 
 
 def _check_failures(
