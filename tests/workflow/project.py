@@ -30,6 +30,7 @@ SMALL = {
 }
 
 TARGET = "results/report.md"
+WITHOUT_FIGURES = ("--omit-from", "plot_figures")
 EXAMPLES = 2 * 3
 
 
@@ -83,9 +84,13 @@ class Project:
         assert done.returncode == 0, done.stdout[-5000:]
         return done.stdout
 
-    def due(self) -> dict[str, int]:
+    def run_tables(self) -> None:
+        """Run Snakemake for the analysis tables, without figures and report."""
+        self.run(*WITHOUT_FIGURES, target="all_analysis")
+
+    def due(self, *options: str, target: str = TARGET) -> dict[str, int]:
         """Rule -> number of jobs that the next run would do, by `snakemake -n`."""
-        text = self.run("-n")
+        text = self.run("-n", *options, target=target)
         if "Nothing to be done" in text:
             return {}
         table = text.split("Job stats:", 1)[1].split("total", 1)[0]

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from project import EXAMPLES, Project
+from project import EXAMPLES, WITHOUT_FIGURES, Project
 
 from kv_transition.paths import raw_records
 
@@ -79,9 +79,9 @@ def test_editing_f1_rescores_without_inference(project: Project) -> None:
     assert due["score_task"] == 2
     assert "infer_sweep" not in due
     rows = project.journal_rows()
-    project.run()
+    project.run(target="all_scores")
     assert project.journal_rows() == rows
-    assert project.due() == {}
+    assert project.due(target="all_scores") == {}
 
 
 ADDITIONS = {
@@ -119,9 +119,9 @@ def test_removals_and_shard_counts_compute_nothing(project: Project, removal: st
     rows = project.journal_rows()
     tables = project.bytes_of("results/small/analysis/*.parquet")
     project.configure(**REMOVALS[removal])
-    project.run()
+    project.run_tables()
     assert project.journal_rows() == rows
-    assert project.due() == {}
+    assert project.due(*WITHOUT_FIGURES, target="all_analysis") == {}
     if "shards" in removal:
         assert project.bytes_of("results/small/analysis/*.parquet") == tables
 
@@ -131,7 +131,7 @@ def test_without_results_the_journal_answers_everything(project: Project) -> Non
     responses = project.bytes_of("results/small/responses/**/*.parquet")
     rows = project.journal_rows()
     shutil.rmtree(project.folder / "results")
-    project.run()
+    project.run_tables()
     assert project.journal_rows() == rows
     assert project.bytes_of("results/small/analysis/*.parquet") == tables
     assert project.bytes_of("results/small/responses/**/*.parquet") == responses
@@ -142,7 +142,7 @@ def test_another_clone_computes_byte_identical_tables(
 ) -> None:
     clone = fresh.copy(tmp_path / "clone", results=False)
     clone.configure(run={"shards": 3})
-    clone.run()
+    clone.run_tables()
     assert clone.bytes_of("results/small/analysis/*.parquet") == finished.bytes_of(
         "results/small/analysis/*.parquet"
     )
@@ -165,7 +165,7 @@ def test_a_run_starts_from_manifests_alone(project: Project, fresh: Project, tmp
         if file.name != "manifest.json":
             file.unlink()
     clone.configure(dataset={"source": "manifest", "path": "given"})
-    clone.run()
+    clone.run_tables()
     assert clone.bytes_of("results/small/analysis/*") == project.bytes_of("results/small/analysis/*")
 
 

@@ -44,7 +44,7 @@ def projects(tmp_path_factory: pytest.TempPathFactory, root: Path) -> dict[str, 
             engine=engine,
             kv={"methods": METHODS, "budgets": BUDGETS},
         )
-        own.run("--omit-from", "plot_figures", target="all_analysis")
+        own.run_tables()
         made[kind] = own
     return made
 
