@@ -119,7 +119,7 @@ def test_a_journal_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> N
 def test_a_killed_writer_loses_nothing_it_had_appended(tmp_path: Path) -> None:
     script = f"""
 import sys
-from kv_transition.run.journal import Journal, Rows, has_answer
+from kv_transition.run.journal import Journal
 from kv_transition.files import sha256_text
 journal = Journal({str(tmp_path)!r})
 for number in range(10**6):

@@ -325,7 +325,7 @@ def test_a_trickle_is_ended_by_the_total_time(stream: bool, fault: str) -> None:
     ):
         begin = time.monotonic()
         result = ask(engine)
-        assert time.monotonic() - begin > 0.7
+        assert 0.7 < time.monotonic() - begin < 5, "the trickle lasts far longer"
         assert server.counts("asked")["a"] == 1
     assert (result.failure, result.error) == ("TIMEOUT", "not done within http.total_timeout_s")
     assert result.timings.latency_s is None
