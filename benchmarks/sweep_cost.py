@@ -24,7 +24,7 @@ from record import Row, save, spread
 from kv_transition.engines.base import Cell
 from kv_transition.engines.greedy import Ending
 from kv_transition.engines.llama import Llama
-from kv_transition.engines.sweep import split_prompt, sweep_cells
+from kv_transition.engines.sweep import answer_cells, read_cells, split_prompt
 from kv_transition.engines.weights import LlamaConfig, read_config, read_weights
 from kv_transition.methods import resolve_parameters
 
@@ -56,7 +56,8 @@ def seconds(model: Llama, ids: list[int], cells: list[Cell], new_tokens: int) ->
     ending = Ending(new_tokens, (), frozenset(), lambda _: "")
     wall, cpu = time.perf_counter(), time.process_time()
     split = split_prompt(len(ids), 0, "prompt", "compressed")
-    sweep_cells(model, ids, split, cells, resolve_parameters({}), ending, "benchmark")
+    reading = read_cells(model, ids, split, cells, resolve_parameters({}), "benchmark")
+    answer_cells(model, [reading], ending)
     return time.perf_counter() - wall, time.process_time() - cpu
 
 

@@ -12,9 +12,9 @@ from safetensors.numpy import save_file
 
 from kv_transition.data.prompts import Prompt, build_prompt
 from kv_transition.data.synthetic import make_records
-from kv_transition.engines import evictions, sweep
+from kv_transition.engines import evictions, reference, sweep
 from kv_transition.engines.attention import CacheGroup
-from kv_transition.engines.base import ENGINE_PROTOCOL, Cell, Decoding
+from kv_transition.engines.base import ENGINE_PROTOCOL, Cell, Decoding, PromptCells
 from kv_transition.engines.endpoints import build_engine
 from kv_transition.engines.evictions import EVICTIONS, Eviction, top_positions
 from kv_transition.engines.llama import Llama
@@ -258,13 +258,119 @@ def test_a_cell_answers_alone_as_it_does_in_the_grid(folder, mode):
 def test_logits_of_a_cell_are_bit_for_bit_the_same_alone_and_in_any_company(engine):
     """Else adding a budget to a grid could change answers that are not computed again."""
     rng = np.random.RandomState(0)
-    cache = [tuple(rng.randn(2, 2, 30, 16).astype(np.float32)) for _ in range(3)]
-    other = [tuple(rng.randn(2, 2, 30, 16).astype(np.float32)) for _ in range(3)]
-    alone = engine.model.extend([CacheGroup({0: cache}, 1)], np.array([[9]]), 100)[0]
-    for company in range(1, 60):
-        group = CacheGroup({0: cache, **dict.fromkeys(range(1, company + 1), other)}, 1)
-        tokens = np.array([[9]] + [[number % 50] for number in range(company)])
-        assert (engine.model.extend([group], tokens, 100)[0] == alone).all()
+    cache, other, longer = (
+        [tuple(rng.randn(2, 2, kept, 16).astype(np.float32)) for _ in range(3)] for kept in (30, 30, 41)
+    )
+    alone = engine.model.extend([CacheGroup({0: cache}, 1)], np.array([[9]]), np.array([100]))[0]
+    for company in [*range(1, 60), 300, 1500, 2500]:
+        group = CacheGroup({0: cache, **dict.fromkeys(range(1, company), other), company: cache}, 1)
+        others = CacheGroup({"of another prompt": longer}, 1)
+        tokens = np.array([[9], *([number % 50] for number in range(1, company)), [9], [7]])
+        positions = np.array([100] * (company + 1) + [2000])
+        logits = engine.model.extend([group, others], tokens, positions)
+        assert (logits[0] == alone).all()
+        assert (logits[company] == alone).all()
+
+
+# Several prompts at once
+
+
+def asked_at(*lengths):
+    """Prompts of these lengths in words, each at the grid and without its context."""
+    for number, words in enumerate(lengths):
+        prompt = random_prompt(seed=number, context_words=words)
+        yield PromptCells(f"example {number}", prompt, [FULL, *GRID])
+        bare = random_prompt(seed=number, context_words=0)
+        yield PromptCells(f"example {number}", bare, [FULL])
+
+
+def without_times(results):
+    return [[{**row.as_row(), "timings": None} for row in rows] for rows in results]
+
+
+@pytest.mark.parametrize("mode", MODES, ids="-".join)
+@pytest.mark.parametrize("limits", [{}, {"PROMPTS_TOGETHER": 3}, {"BYTES_TOGETHER": 1}], ids=str)
+def test_prompts_that_are_answered_together_get_the_answers_that_each_gets_alone(
+    folder, mode, limits, monkeypatch
+):
+    """The shortest prompts are within every budget, the longest one is beyond all."""
+    for name, value in limits.items():
+        monkeypatch.setattr(reference, name, value)
+    engine, asked = ReferenceEngine(folder, *mode), list(asked_at(90, 5, 30, 200, 31, 90, 12))
+    alone = [engine.sweep(one.prompt, one.cells, DECODING, one.example_id) for one in asked]
+    together = list(engine.sweep_all(asked, DECODING))
+    assert without_times(together) == without_times(alone)
+    assert len({row.text for rows in together for row in rows}) > 30
+
+
+def test_a_decoding_step_serves_many_prompts(engine, monkeypatch):
+    batches = []
+    decode = sweep.decode_cells
+
+    def counted(model, prompts, *rest, **named):
+        batches.append(len(prompts))
+        return decode(model, prompts, *rest, **named)
+
+    monkeypatch.setattr(sweep, "decode_cells", counted)
+    asked = list(asked_at(90, 5, 30, 200))
+    list(engine.sweep_all(asked, DECODING))
+    assert batches == [8]
+    largest = sum(row.kv.bytes_kept for row in engine.sweep(asked[0].prompt, [FULL], DECODING, "x"))
+    monkeypatch.setattr(reference, "BYTES_TOGETHER", largest)
+    batches.clear()
+    list(engine.sweep_all(asked, DECODING))
+    assert batches[0] == 1, "the first prompt's caches alone are as large as that"
+    assert sum(batches) == 8
+
+
+def test_each_prompt_has_its_share_of_the_time_that_decoding_took(engine):
+    times = [[row.timings for row in rows] for rows in engine.sweep_all(list(asked_at(90, 30)), DECODING)]
+    for rows in times:
+        assert rows[0].prefill_s > 0
+        assert rows[0].decode_s > 0
+        assert [row.decode_s for row in rows[1:]] == [None] * (len(rows) - 1)
+    grid, bare = times[0][0], times[1][0]
+    assert grid.decode_s > bare.decode_s
+
+
+def test_a_prompt_that_fails_among_others_is_a_failed_row_and_all_others_are_answered(engine, monkeypatch):
+    asked, prefill = list(asked_at(90, 30, 60)), engine.model.prefill
+    expected = without_times(engine.sweep_all(asked, DECODING))
+
+    def fails(ids, watch, example_id="", *rest):
+        if example_id == "example 1" and len(ids) > 20:
+            raise MemoryError("planted")
+        return prefill(ids, watch, example_id, *rest)
+
+    monkeypatch.setattr(engine.model, "prefill", fails)
+    found = list(engine.sweep_all(asked, DECODING))
+    assert {row.failure for row in found[2]} == {"ENGINE_ERROR"}
+    assert all("does not fit into memory" in row.error for row in found[2])
+    del found[2], expected[2]
+    assert without_times(found) == expected
+
+
+def test_where_there_is_no_memory_for_all_prompts_at_once_each_is_decoded_alone(engine, monkeypatch):
+    asked, decode = list(asked_at(90, 30)), sweep.decode_cells
+    expected = without_times(engine.sweep_all(asked, DECODING))
+
+    def small(model, prompts, *rest, **named):
+        if len(prompts) > 1:
+            raise MemoryError("planted")
+        return decode(model, prompts, *rest, **named)
+
+    monkeypatch.setattr(sweep, "decode_cells", small)
+    assert without_times(engine.sweep_all(asked, DECODING)) == expected
+
+
+def test_a_mistake_in_the_settings_is_raised_after_what_was_read_before_it_is_answered(folder):
+    engine = ReferenceEngine(folder, unknown_token_limit=0.5)
+    good, *_ = asked_at(90)
+    foreign = replace(good, prompt=build_prompt("{context}", "", " ".join(["nowhere"] * 50)))
+    answers = engine.sweep_all([good, foreign], DECODING)
+    assert len(next(answers)) == len(good.cells)
+    with pytest.raises(UserError, match="unknown to the model"):
+        next(answers)
 
 
 @pytest.mark.parametrize("words", [63, 64, 65, 150])

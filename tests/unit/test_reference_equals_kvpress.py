@@ -25,7 +25,7 @@ from kv_transition.data.prompts import Prompt, build_prompt
 from kv_transition.data.synthetic import TASKS, make_records
 from kv_transition.engines import evictions
 from kv_transition.engines.base import Cell, Decoding
-from kv_transition.engines.greedy import Ending, decode_cells
+from kv_transition.engines.greedy import Ending, PrunedPrompt, decode_cells
 from kv_transition.engines.llama import Llama
 from kv_transition.engines.reference import ReferenceEngine
 from kv_transition.engines.sweep import Compressor, Split, split_prompt
@@ -139,15 +139,16 @@ def reference_traces(
     traces = [Trace(positions_kept([keys for keys, _ in cache.layers], tables)) for cache in caches]
     calls = []
 
-    def extend(groups, tokens, position):
-        rows = [row for group in groups for row in group.rows]
-        logits = model.extend(groups, tokens, position + off_by)
+    def extend(groups, tokens, positions):
+        rows = [cell for group in groups for _, cell in group.rows]
+        logits = model.extend(groups, tokens, positions + off_by)
         calls.append((tokens, dict(zip(rows, logits, strict=True))))
         return logits
 
     tail = ids[split.press_len :]
     layers = {number: cache.layers for number, cache in enumerate(caches)}
-    answers = decode_cells(SimpleNamespace(extend=extend), layers, tail, split.press_len, first, ending)
+    pruned = PrunedPrompt(layers, tail, split.press_len, first)
+    (answers,) = decode_cells(SimpleNamespace(extend=extend), [pruned], ending)
     for number, trace in enumerate(traces):
         trace.tokens = answers[number].tokens
         logits = [rows[number] for _, rows in calls if number in rows]

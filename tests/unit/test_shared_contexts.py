@@ -71,10 +71,10 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[list[bytes]]:
     seen: list[list[bytes]] = []
     decode = greedy.decode_cells
 
-    def watched(model: Any, caches: Any, *rest: Any, **named: Any) -> Any:
-        layers = [layer for cache in caches.values() for layer in cache]
+    def watched(model: Any, prompts: Any, *rest: Any, **named: Any) -> Any:
+        layers = [layer for prompt in prompts for cache in prompt.caches.values() for layer in cache]
         seen.append([keys.tobytes() + values.tobytes() for keys, values in layers])
-        return decode(model, caches, *rest, **named)
+        return decode(model, prompts, *rest, **named)
 
     monkeypatch.setattr(sweep, "decode_cells", watched)
     return seen

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+Positions = NDArray[np.int64]
+Name = TypeVar("Name", bound=Hashable)
 
 #: Queries that attend at once in a prefill: bounds the memory at BLOCK x prompt x (query heads per KV head) numbers.
 BLOCK = 256
 
 
-def rotary(frequencies: Array, start: int, length: int) -> tuple[Array, Array]:
-    """Cosine and sine of positions start .. start + length - 1, each (length, d / 2).
+def rotary(frequencies: Array, positions: Positions) -> tuple[Array, Array]:
+    """Cosine and sine of positions (..., length), each (..., length, d / 2).
 
     The angle is a float32 product, as the models were trained: exact angles would give other answers far out.
     """
-    angles = np.arange(start, start + length, dtype=np.float32)[:, None] * frequencies
+    angles = positions.astype(np.float32)[..., None] * frequencies
     return np.cos(angles), np.sin(angles)
 
 
 def rotate(heads: Array, angles: tuple[Array, Array]) -> Array:
     """Apply rotary positions to (..., length, heads, d): the two halves of d are the parts of complex numbers."""
-    cosine, sine = (part[:, None, :] for part in angles)
+    cosine, sine = (part[..., None, :] for part in angles)
     half = heads.shape[-1] // 2
     real, imaginary = heads[..., :half], heads[..., half:]
     rotated = np.empty_like(heads)
@@ -74,7 +77,7 @@ def causal_attention(
         for head in range(len(keys)):
             block: Array = (grouped[head, :, start:end] * scale).reshape(-1, width)
             logits: Array = block @ keys[head, :end].T
-            logits.reshape(group, end - start, end)[:, :, start:][:, later] = -np.inf
+            np.copyto(logits.reshape(group, end - start, end)[:, :, start:], -np.inf, where=later)
             weights, total = _exponentials(logits)
             rows = (weights @ values[head, :end]) / total
             output[start:end, head * group : (head + 1) * group] = rows.reshape(group, -1, width).swapaxes(
@@ -85,16 +88,16 @@ def causal_attention(
     return output, received
 
 
-class CacheGroup:
+class CacheGroup(Generic[Name]):
     """The KV caches of cells that kept equally many positions, with room for the tokens to come.
 
     Attributes
     ----------
-    rows : which cell each row of the arrays belongs to.
+    rows : which cell each row of the arrays belongs to, by whatever names the caches came under.
     used : positions in the caches so far (of every cell of the group).
     """
 
-    def __init__(self, caches: dict[int, Sequence[tuple[Array, Array]]], room: int) -> None:
+    def __init__(self, caches: Mapping[Name, Sequence[tuple[Array, Array]]], room: int) -> None:
         """`caches`: cell -> per layer (keys, values), each (K, kept, d), kept equal in all."""
         self.rows = list(caches)
         heads, self.used, width = next(iter(caches.values()))[0][0].shape
@@ -110,7 +113,7 @@ class CacheGroup:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def drop(self, cell: int) -> None:
+    def drop(self, cell: Name) -> None:
         """Forget a finished cell: the last one takes its row."""
         row = self.rows.index(cell)
         last = self.rows.pop()
@@ -140,7 +143,8 @@ class CacheGroup:
         grouped = scaled.transpose(0, 2, 3, 1, 4).reshape(rows, kv_heads, -1, width)
         logits = grouped @ own_keys.swapaxes(2, 3)
         if new > 1:
-            logits.reshape(rows, kv_heads, -1, new, end)[..., self.used :][..., _future(new)] = -np.inf
+            own = logits.reshape(rows, kv_heads, -1, new, end)[..., self.used :]
+            np.copyto(own, -np.inf, where=_future(new))
         weights, total = _exponentials(logits)
         output = ((weights @ own_values) / total).reshape(rows, kv_heads, -1, new, width)
         return output.transpose(0, 3, 1, 2, 4).reshape(rows, new, heads * width)

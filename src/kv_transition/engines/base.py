@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -104,7 +104,8 @@ class Timings:
     Attributes
     ----------
     latency_s, ttfb_s : whole request and time to first token; None in a sweep.
-    prefill_s, decode_s : in a sweep those of the whole sweep, on the first cell that was decoded.
+    prefill_s, decode_s : in a sweep those of the prompt's whole sweep, on the first cell that was decoded. Of prompts that were
+        decoded together each has its share.
     compress_s : in a sweep that of all the method's cells, on the method's first cell that was decoded.
 
     Both prefill_s and compress_s are 0.0 where nothing was done: the context had been read, and compressed, for an earlier
@@ -186,13 +187,22 @@ def check_vocabulary(raw: Mapping[str, Any], limit: float, example_id: str) -> N
         )
 
 
+@dataclass(frozen=True, slots=True)
+class PromptCells:
+    """A prompt of an example, and the cells at which it is asked."""
+
+    example_id: str
+    prompt: Prompt
+    cells: Sequence[Cell]
+
+
 class BaseEngine(ABC):
     """Answers prompts from a KV cache of a given budget.
 
     Attributes
     ----------
-    concurrency : single requests that may be in flight at the same time; 0 for an engine that is asked for whole examples,
-        one after the other (`sweep`).
+    concurrency : single requests that may be in flight at the same time; 0 for an engine that is asked for whole examples
+        (`sweep_all`).
     """
 
     concurrency: int = 0
@@ -212,6 +222,13 @@ class BaseEngine(ABC):
     ) -> list[EngineResult]:
         """Answer one prompt at many cells, in the order of `cells`."""
         return [self.generate(prompt, cell, decoding, example_id) for cell in cells]
+
+    def sweep_all(self, asked: Sequence[PromptCells], decoding: Decoding) -> Iterator[Sequence[EngineResult]]:
+        """Answer one prompt after another, each at its cells; what comes is in their order."""
+        for number, one in enumerate(asked, 1):
+            if number < len(asked):
+                self.read_ahead(asked[number].prompt)
+            yield self.sweep(one.prompt, one.cells, decoding, one.example_id)
 
     def read_ahead(self, prompt: Prompt) -> None:  # noqa: B027  # an engine need not make anything of it
         """Told, before a prompt is swept, which one comes after it; changes no answer."""

@@ -163,10 +163,12 @@ def top_positions(scores: Array, k: int) -> Indices:
         )
     heads, n = scores.shape
     cut = np.partition(scores, n - k, axis=1)[:, n - k, None]
-    above, level = scores > cut, scores == cut
-    room = k - above.sum(axis=1, keepdims=True)
-    from_the_end = level[:, ::-1].cumsum(axis=1)[:, ::-1]
-    kept = above | (level & (from_the_end <= room))
+    kept = scores >= cut
+    if np.count_nonzero(kept) > heads * k:
+        above, level = scores > cut, scores == cut
+        room = k - above.sum(axis=1, keepdims=True)
+        from_the_end = level[:, ::-1].cumsum(axis=1)[:, ::-1]
+        kept = above | (level & (from_the_end <= room))
     return np.nonzero(kept)[1].reshape(heads, k)
 
 

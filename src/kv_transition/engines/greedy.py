@@ -1,4 +1,4 @@
-"""Greedy answers of many cells of one prompt, in one batch, from what each cell's cache still holds."""
+"""Greedy answers of many cells, of one prompt or several, in one batch, from what each cell's cache still holds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from kv_transition.engines.attention import CacheGroup
 from kv_transition.engines.llama import Llama
 
 Array = NDArray[np.float32]
+
+#: A cell of one of the prompts that are decoded together.
+_Row = tuple[int, int]
 
 #: Tokens behind the compressed part that are read at once.
 TAIL_TOKENS = 64
@@ -80,54 +83,74 @@ class Ending:
         return answer.finish_reason is not None
 
 
-def decode_cells(
-    model: Llama,
-    caches: Mapping[int, Sequence[tuple[Array, Array]]],
-    tail: Sequence[int],
-    position: int,
-    first_logits: Array,
-    ending: Ending,
-    on_first_token: Callable[[], None] = lambda: None,
-) -> dict[int, Answer]:
-    """Greedy answers of many cells of one prompt, in one batch.
+@dataclass(frozen=True)
+class PrunedPrompt:
+    """A prompt that was read, and what its cells kept of it.
 
-    Parameters
+    Attributes
     ----------
     caches : cell -> per layer (keys, values), each (K, kept, d).
     tail : prompt tokens that are still to be read, from the caches; `position` is the true position of the first.
-    first_logits : (vocabulary,) logits for the first answer token where the tail is empty.
-    on_first_token : called when the logits of the first answer token are known.
+    logits : (vocabulary,) logits for the first answer token where the tail is empty.
+    """
+
+    caches: Mapping[int, Sequence[tuple[Array, Array]]]
+    tail: Sequence[int]
+    position: int
+    logits: Array
+
+
+def decode_cells(
+    model: Llama,
+    prompts: Sequence[PrunedPrompt],
+    ending: Ending,
+    on_first_token: Callable[[], None] = lambda: None,
+) -> list[dict[int, Answer]]:
+    """Greedy answers of the cells of one prompt or of several, all in one batch.
+
+    Cells that kept equally many positions attend together, whichever prompts they are of.
+
+    Parameters
+    ----------
+    prompts : with tails of the same length.
+    on_first_token : called when the logits of the first answer tokens are known.
 
     Returns
     -------
-    The answer of every cell; none for no cells.
+    The answer of every cell, prompt by prompt.
     """
-    if not caches:
-        return {}
-    by_kept: dict[int, dict[int, Sequence[tuple[Array, Array]]]] = defaultdict(dict)
-    for cell, cache in caches.items():
-        by_kept[cache[0][0].shape[1]][cell] = cache
-    room = len(tail) + ending.max_new_tokens
-    groups = [CacheGroup(by_kept[kept], room) for kept in sorted(by_kept)]
-    logits = np.tile(first_logits, (len(caches), 1))
-    for start in range(0, len(tail), TAIL_TOKENS):
-        chunk = np.asarray(tail[start : start + TAIL_TOKENS], dtype=np.int64)
-        logits = model.extend(groups, np.tile(chunk, (len(caches), 1)), position + start)
-    position += len(tail)
+    answers: list[dict[int, Answer]] = [{cell: Answer() for cell in prompt.caches} for prompt in prompts]
+    by_kept: dict[int, dict[_Row, Sequence[tuple[Array, Array]]]] = defaultdict(dict)
+    for number, prompt in enumerate(prompts):
+        for cell, cache in prompt.caches.items():
+            by_kept[cache[0][0].shape[1]][number, cell] = cache
+    if not by_kept:
+        return answers
+    (new,) = {len(prompt.tail) for prompt in prompts}
+    groups = [CacheGroup(by_kept[kept], new + ending.max_new_tokens) for kept in sorted(by_kept)]
+
+    def extend(tokens: Mapping[_Row, Sequence[int]], offset: int) -> Array:
+        """Append to every cell's cache; `offset` tokens of the tail and the answer are there already."""
+        rows = [row for group in groups for row in group.rows]
+        positions = [prompts[number].position + offset for number, _ in rows]
+        return model.extend(groups, np.asarray([tokens[row] for row in rows]), np.asarray(positions))
+
+    rows = [row for group in groups for row in group.rows]
+    logits = np.stack([prompts[number].logits for number, _ in rows])
+    for start in range(0, new, TAIL_TOKENS):
+        chunk = slice(start, start + TAIL_TOKENS)
+        logits = extend({row: prompts[row[0]].tail[chunk] for row in rows}, start)
     on_first_token()
-    answers = {cell: Answer() for cell in caches}
     generated = 0
     while groups:
-        rows = [cell for group in groups for cell in group.rows]
-        tokens = dict(zip(rows, ending.choose(logits, generated), strict=True))
-        finished = {cell for cell, token in tokens.items() if ending.append(answers[cell], token)}
+        rows = [row for group in groups for row in group.rows]
+        chosen = dict(zip(rows, ending.choose(logits, generated), strict=True))
+        ended = {(n, cell) for (n, cell), token in chosen.items() if ending.append(answers[n][cell], token)}
         for group in groups:
-            for cell in finished.intersection(group.rows):
-                group.drop(cell)
+            for row in ended.intersection(group.rows):
+                group.drop(row)
         groups = [group for group in groups if len(group)]
         if groups:
-            going = [[tokens[cell]] for group in groups for cell in group.rows]
-            logits = model.extend(groups, np.asarray(going, dtype=np.int64), position)
-            position += 1
+            logits = extend({row: [token] for row, token in chosen.items()}, new + generated)
         generated += 1
     return answers

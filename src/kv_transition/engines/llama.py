@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,8 @@ Ids = NDArray[np.int64]
 #: cells are decoded beside it.
 WHOLE_BLOCKS = 48
 
-#: Rows of the feed-forward layer at once: bounds the memory of a long prefill.
-ROWS_AT_ONCE = 2048
+#: Rows of the feed-forward layer at once, in whole blocks: bounds the memory of a long prefill.
+ROWS_AT_ONCE = 42 * WHOLE_BLOCKS
 
 
 def filled_up(rows: Array) -> Array:
@@ -126,7 +127,9 @@ class Llama:
         for start in range(0, len(rows), ROWS_AT_ONCE):
             part = rows[start : start + ROWS_AT_ONCE]
             normed = rms_norm(part, layer.mlp_norm, self.config.rms_norm_eps)
-            gate, up = np.split(layer.gate_up(normed), 2, axis=1)
+            gate_up = layer.gate_up(normed)
+            half = gate_up.shape[1] // 2
+            gate, up = gate_up[:, :half], gate_up[:, half:]
             with np.errstate(over="ignore"):
                 part += layer.down(gate / (1 + np.exp(-gate)) * up)
 
@@ -157,7 +160,7 @@ class Llama:
         (vocabulary,) logits after the last token; zeros for an empty prompt.
         """
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
-        angles = rotary(self._frequencies, 0, len(ids))
+        angles = rotary(self._frequencies, np.arange(len(ids)))
         rows = self._embedding[np.asarray(ids, dtype=np.int64)]
         for number, layer in enumerate(self._layers):
             stacked = self._heads(layer, rows)
@@ -171,7 +174,7 @@ class Llama:
             watch(LayerPrefill(number, example_id, queries, keys, values, received))
         return self.logits(rows[-1:])[0] if len(rows) else np.zeros(len(self._head), dtype=np.float32)
 
-    def extend(self, groups: Sequence[CacheGroup], tokens: Ids, position: int) -> Array:
+    def extend(self, groups: Sequence[CacheGroup[Any]], tokens: Ids, positions: Ids) -> Array:
         """Append the same number of tokens to every cell's cache.
 
         Weights are read once for all cells; attention is computed for each group of equal caches.
@@ -179,7 +182,7 @@ class Llama:
         Parameters
         ----------
         tokens : (cells, new) ids, cells in the order of the groups and their rows.
-        position : true position of the first new token, whatever the caches still hold.
+        positions : (cells,) true positions of the first new tokens, whatever the caches still hold.
 
         Returns
         -------
@@ -191,7 +194,7 @@ class Llama:
             self.config.head_dim,
         )
         cells, new = tokens.shape
-        angles = rotary(self._frequencies, position, new)
+        angles = rotary(self._frequencies, positions[:, None] + np.arange(new))
         rows = filled_up(self._embedding[tokens.reshape(-1)])
         for number, layer in enumerate(self._layers):
             stacked = self._heads(layer, rows)[: cells * new].reshape(cells, new, -1, width)

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +30,30 @@ from kv_transition.methods import TEXT_METHODS, canonical_name, resolve_paramete
 
 #: A prompt's tokens, and the share of them that the vocabulary does not know.
 _Tokens = tuple[PromptIds, float]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt as the model is asked.
+
+    Attributes
+    ----------
+    ids : its tokens, `context_len` of them up to the context's end.
+    cells : as they were asked for, under their methods' own names.
+    raw : what is said of the prompt in each result.
+    begin : time of `time.perf_counter`.
+    """
+
+    ids: Sequence[int]
+    context_len: int
+    cells: Sequence[Cell]
+    raw: Mapping[str, Any]
+    begin: float
+
+    def results(self, split: Split, swept: Swept, timing_scope: TimingScope) -> list[EngineResult]:
+        """The result of every cell, in their order."""
+        answers = Answers(swept, split, len(self.ids), self.begin, timing_scope)
+        return [replace(answers.result(cell), raw=self.raw) for cell in self.cells]
 
 
 class LocalEngine(BaseEngine):
@@ -161,51 +185,48 @@ class LocalEngine(BaseEngine):
         timing_scope: TimingScope,
         observe: Callable[[Sequence[int]], bool] | None = None,
     ) -> list[EngineResult]:
-        own_cells = [self._checked(cell) for cell in cells]
-        begin = time.perf_counter()
-        prompt_ids, unknown_share = self._read(prompt)
-        unknown = {"unknown_share": unknown_share}
-        check_vocabulary(unknown, self.unknown_token_limit, example_id)
+        asked = self._asked(prompt, cells, example_id)
         if timing_scope == "request":
             # Its timings are its own, and whoever asks again may do so in a day: nothing is taken over or kept.
             self.contexts.forget()
         self.contexts.wanted = timing_scope == "sweep" and self._next_shares(prompt)
         try:
+            split, live = self._split(asked)
             ending = self._ending(decoding, observe)
-            answers = self._swept(prompt_ids, own_cells, ending, example_id, begin, timing_scope)
-            return [replace(answers.result(cell), raw=unknown) for cell in own_cells]
+            swept = self._sweep_cells(asked.ids, split, live, ending, example_id)
+            return asked.results(split, swept, timing_scope)
         except UserError:
             raise
         except Exception as error:
             # Out of memory, an over-long prompt: failed rows of this example, and the next one runs, from the beginning.
             self.contexts.wanted = False
-            return [EngineResult.failed(error, len(prompt_ids.ids), timing_scope) for _ in cells]
+            return [EngineResult.failed(error, len(asked.ids), timing_scope) for _ in cells]
         finally:
             if not self.contexts.wanted:
                 self.contexts.forget()
 
-    def _swept(
-        self,
-        prompt_ids: PromptIds,
-        cells: Sequence[Cell],
-        ending: Ending,
-        example_id: str,
-        begin: float,
-        timing_scope: TimingScope,
-    ) -> Answers:
-        """Run the cells whose budget is active, and the full cache where another cell needs it."""
-        ids = prompt_ids.ids
-        if not 1 <= len(ids) <= self.longest:
+    def _asked(self, prompt: Prompt, cells: Sequence[Cell], example_id: str) -> Asked:
+        """A prompt in tokens, and its cells under their own names; a mistake of the configuration is raised."""
+        own_cells = [self._checked(cell) for cell in cells]
+        begin = time.perf_counter()
+        prompt_ids, unknown_share = self._read(prompt)
+        raw = {"unknown_share": unknown_share}
+        check_vocabulary(raw, self.unknown_token_limit, example_id)
+        return Asked(prompt_ids.ids, prompt_ids.context_len, own_cells, raw, begin)
+
+    def _split(self, asked: Asked) -> tuple[Split, list[Cell]]:
+        """How the prompt is compressed, and the cells that are to run: those whose budget is active, and the full cache
+        where another one needs it.
+        """
+        if not 1 <= len(asked.ids) <= self.longest:
             raise ValueError(
-                f"the prompt has {len(ids)} tokens; the model reads 1 to {self.longest} (max_position_embeddings); "
+                f"the prompt has {len(asked.ids)} tokens; the model reads 1 to {self.longest} (max_position_embeddings); "
                 "leave such prompts out (dataset.max_tokens) or cut them (protocol.max_length_tokens)"
             )
-        split = split_prompt(len(ids), prompt_ids.context_len, self.scope, self.first_token)
-        for cell in cells:
+        split = split_prompt(len(asked.ids), asked.context_len, self.scope, self.first_token)
+        for cell in asked.cells:
             self._check_window(cell, split)
-        live = list(dict.fromkeys(cell if split.is_active(cell) else FULL for cell in cells))
-        swept = self._sweep_cells(ids, split, live, ending, example_id)
-        return Answers(swept, split, len(ids), begin, timing_scope)
+        return split, list(dict.fromkeys(cell if split.is_active(cell) else FULL for cell in asked.cells))
 
     def _ending(self, decoding: Decoding, observe: Callable[[Sequence[int]], bool] | None) -> Ending:
         return Ending(

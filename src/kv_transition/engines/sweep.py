@@ -1,4 +1,4 @@
-"""One prefill for a whole grid: what each cell keeps of it, and greedy answers from what is kept."""
+"""One prefill for a prompt's whole grid: what each cell keeps of it, and greedy answers from what is kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kv_transition.budgets import kept_tokens
 from kv_transition.engines.base import Cell
 from kv_transition.engines.contexts import SharedContext, is_drawn
 from kv_transition.engines.evictions import EVICTIONS, LayerPrefill
-from kv_transition.engines.greedy import Answer, Ending, decode_cells
+from kv_transition.engines.greedy import Answer, Ending, PrunedPrompt, decode_cells
 from kv_transition.engines.llama import Llama
 
 Array = NDArray[np.float32]
@@ -228,7 +228,8 @@ class Swept:
     Attributes
     ----------
     caches, answers : by cell; a cell whose cache has an error has no answer.
-    prefill_s, decode_s : of all cells together; the evictions are in neither.
+    prefill_s, decode_s : of all cells together; the evictions are in neither. Where prompts were decoded together, decode_s
+        is this one's share.
     compress_s : method -> seconds of its evictions.
     first_token, end : when the first cell's first token was known (None: no cell was decoded), and when all was done;
         times of `time.perf_counter`.
@@ -243,17 +244,48 @@ class Swept:
     end: float
 
 
-def sweep_cells(
+@dataclass(frozen=True)
+class Reading:
+    """A prompt that was read and compressed, before anything is answered.
+
+    Attributes
+    ----------
+    caches : in the order of the cells that were asked for.
+    tail : tokens behind the compressed part.
+    logits : (vocabulary,) after the compressed part's last token.
+    prefill_s : without the evictions; 0.0 where the context had been read for an earlier question.
+    compress_s : method -> seconds of its evictions.
+    """
+
+    split: Split
+    caches: Sequence[CellCache]
+    tail: Sequence[int]
+    logits: Array
+    prefill_s: float
+    compress_s: Mapping[str, float]
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of the caches that the answers are decoded from."""
+        return sum(cache.nbytes for cache in self.caches)
+
+    @property
+    def pruned(self) -> PrunedPrompt:
+        """What decoding starts from: the caches by their numbers, without those that have an error."""
+        layers = {number: cache.layers for number, cache in enumerate(self.caches) if cache.error is None}
+        return PrunedPrompt(layers, self.tail, self.split.press_len, self.logits)
+
+
+def read_cells(
     model: Llama,
     ids: Sequence[int],
     split: Split,
     cells: Sequence[Cell],
     parameters: Mapping[str, Mapping[str, int]],
-    ending: Ending,
     example_id: str,
     contexts: SharedContext[Compressed] | None = None,
-) -> Swept:
-    """Answer one prompt at distinct cells, each active or uncompressed: one prefill, one batch of decoding.
+) -> Reading:
+    """Read one prompt and compress it for distinct cells, each active or uncompressed: one prefill.
 
     Parameters
     ----------
@@ -263,35 +295,47 @@ def sweep_cells(
     contexts = contexts or SharedContext()
     drawn = any(is_drawn(cell) for cell in cells)
     compressor = Compressor(cells, split, parameters, keep_whole=contexts.wanted and drawn)
-    prompt, tail = ids[: split.press_len], ids[split.press_len :]
     earlier = contexts.remembered(ids, split, cells)
     if earlier is None:
-        logits = model.prefill(prompt, compressor, example_id, compressor.needs_received)
+        logits = model.prefill(ids[: split.press_len], compressor, example_id, compressor.needs_received)
     else:
         logits = earlier.logits
         compressor.take_over(earlier, example_id)
-    prefilled = time.perf_counter()
+    compress_s = sum(compressor.seconds.values())
+    prefill_s = 0.0 if earlier else time.perf_counter() - start - compress_s
     for cache in compressor.caches:
         cache.check()
     if earlier is None and all(cache.error is None for cache in compressor.caches):
         contexts.remember(ids, split, cells, Compressed(logits, compressor.caches, compressor.whole))
+    tail = ids[split.press_len :]
+    return Reading(split, compressor.caches, tail, logits, prefill_s, compressor.seconds)
+
+
+def answer_cells(model: Llama, readings: Sequence[Reading], ending: Ending) -> list[Swept]:
+    """Answer prompts whose tails have the same length: one batch of decoding.
+
+    Its time is divided among the prompts by the number of their answers' tokens.
+    """
+    start = time.perf_counter()
     first: list[float] = []
     answers = decode_cells(
         model,
-        {number: cache.layers for number, cache in enumerate(compressor.caches) if cache.error is None},
-        tail,
-        split.press_len,
-        logits,
+        [reading.pruned for reading in readings],
         ending,
         on_first_token=lambda: first.append(time.perf_counter()),
     )
     end = time.perf_counter()
-    return Swept(
-        caches={cache.cell: cache for cache in compressor.caches},
-        answers={cells[number]: answer for number, answer in answers.items()},
-        prefill_s=0.0 if earlier else prefilled - start - sum(compressor.seconds.values()),
-        compress_s=compressor.seconds,
-        decode_s=end - prefilled,
-        first_token=first[0] if first else None,
-        end=end,
-    )
+    tokens = [sum(len(answer.tokens) for answer in own.values()) for own in answers]
+    share = (end - start) / max(sum(tokens), 1)
+    return [
+        Swept(
+            caches={cache.cell: cache for cache in reading.caches},
+            answers={reading.caches[number].cell: answer for number, answer in own.items()},
+            prefill_s=reading.prefill_s,
+            compress_s=reading.compress_s,
+            decode_s=share * count,
+            first_token=first[0] if first else None,
+            end=end,
+        )
+        for reading, own, count in zip(readings, answers, tokens, strict=True)
+    ]

@@ -113,7 +113,7 @@ def response_row(
 
 def _fitting(value: Any, kind: str) -> Any:
     """What a column can hold of what a server sent: half a surrogate pair is replaced, a count beyond the type is none."""
-    if kind == "string" and isinstance(value, str):
+    if kind == "string" and isinstance(value, str) and not value.isascii():
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if kind.startswith("int") and isinstance(value, int):
         half = 1 << int(kind.removeprefix("int")) - 1

@@ -17,7 +17,7 @@ from kv_transition.data.normalize import Example
 from kv_transition.data.prompts import Prompt
 from kv_transition.data.protocol import TaskProtocol, load_protocol
 from kv_transition.data.tokenizer import ModelTokenizer
-from kv_transition.engines.base import BaseEngine, Decoding, check_vocabulary
+from kv_transition.engines.base import BaseEngine, Decoding, PromptCells, check_vocabulary
 from kv_transition.engines.contexts import context_of
 from kv_transition.engines.endpoints import build_engine
 from kv_transition.engines.kvpress_settings import resolved_engine
@@ -214,6 +214,11 @@ class _Step:
     prompt: Prompt
     requests: list[Request]
 
+    @property
+    def asked(self) -> PromptCells:
+        """What the engine is asked."""
+        return PromptCells(self.example_id, self.prompt, [request.cell for request in self.requests])
+
 
 def _compute(
     lacking: Sequence[ExampleRequests],
@@ -231,11 +236,8 @@ def _compute(
     if answer["kv"]["scope"] == "context":
         steps = _by_context(steps)
     with BackgroundWriter(journal) as writer:
-        for done, step in enumerate(steps, 1):
-            if done < len(steps):
-                engine.read_ahead(steps[done].prompt)
-            cells = [request.cell for request in step.requests]
-            results = engine.sweep(step.prompt, cells, decoding, step.example_id)
+        swept = engine.sweep_all([step.asked for step in steps], decoding)
+        for done, (step, results) in enumerate(zip(steps, swept, strict=True), 1):
             rows = [
                 journal_row(request, result, provenance)
                 for request, result in zip(step.requests, results, strict=True)
