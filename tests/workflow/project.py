@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from preloaded import call_snakemake
 
 PARTS = ("Snakefile", "rules", "scripts", "config", "profiles", "envs", "resources", "src")
 
@@ -52,31 +53,17 @@ class Project:
     def environment(self) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(self.folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
 
+    def options(self, *options: str, target: str = TARGET) -> list[str]:
+        """What a call of Snakemake has behind its name."""
+        return [target, "--cores", "2", "--configfile", "small.yaml", *options]
+
     def command(self, *options: str, target: str = TARGET) -> list[str]:
-        return [
-            sys.executable,
-            "-m",
-            "snakemake",
-            target,
-            "--cores",
-            "2",
-            "--configfile",
-            "small.yaml",
-            *options,
-        ]
+        """The call in a process that can be watched and killed."""
+        return [sys.executable, "-m", "snakemake", *self.options(*options, target=target)]
 
     def call(self, *options: str, target: str = TARGET) -> subprocess.CompletedProcess[str]:
         """Run Snakemake; standard output and error in `stdout`."""
-        return subprocess.run(
-            self.command(*options, target=target),
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        return call_snakemake(self.options(*options, target=target), self.folder, self.environment)
 
     def run(self, *options: str, target: str = TARGET) -> str:
         """Run Snakemake to a good end and return what it printed."""
