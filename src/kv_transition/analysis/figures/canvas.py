@@ -31,6 +31,8 @@ HOUSE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlelocation": "left",
+    # Titles stand where they are put; else every drawing measures all tick labels to see whether they are in the way.
+    "axes.titley": 1.0,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
@@ -42,6 +44,8 @@ HOUSE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
 }
+#: How a PNG is packed: zlib's own strategy (0) is smaller here, and faster, than the one that Pillow takes for photographs.
+PNG = {"compress_level": 4, "compress_type": 0}
 #: Name of a metric -> what figures and reports call it.
 METRIC_WORDS = {
     "em": "exact match",
@@ -143,12 +147,21 @@ def save_figure(figure: Figure, numbers: pd.DataFrame, out_stem: str | Path, dpi
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
+    _place_no_empty_labels(figure)
     stem = str(out_stem)
     with atomic_path(f"{stem}.svg") as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
     with atomic_path(f"{stem}.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})
+        figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs=PNG)
     write_text(f"{stem}.csv", numbers.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+
+
+def _place_no_empty_labels(figure: Figure) -> None:
+    """Keep matplotlib from measuring all tick labels of an axis, in every drawing, for the place of a label without words."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if not axis.get_label_text():
+                axis.set_label_coords(0, 0)
 
 
 def sorted_budgets(labels: Sequence[str]) -> list[Budget]:
