@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kv_transition.analysis.figures.canvas import finite, spread
+from kv_transition.analysis.figures.canvas import draw_points, finite, spread
 from kv_transition.analysis.figures.palette import BAND, INK, MUTED, Style
 from kv_transition.budgets import Budget, budget_from_label
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
+
+    from kv_transition.analysis.tables import Row
 
 PANEL_WIDTH = 2.55
 #: Inches between two labels at the line ends.
@@ -43,10 +45,10 @@ class BudgetAxis:
         return first - pad, self.full + pad
 
 
-def draw_references(axes: Axes, cells: pd.DataFrame, axis: BudgetAxis) -> None:
+def draw_references(axes: Axes, cells: Sequence[Row], axis: BudgetAxis) -> None:
     """`full` as a band with a detached point, the no-context floor as a thin line."""
-    for _, row in cells[cells["method"] == "full"].iterrows():
-        if not finite(row["mean"]):
+    for row in cells:
+        if row["method"] != "full" or not finite(row["mean"]):
             continue
         mean = float(row["mean"])
         if finite(row["lo"]) and finite(row["hi"]):
@@ -57,13 +59,13 @@ def draw_references(axes: Axes, cells: pd.DataFrame, axis: BudgetAxis) -> None:
         axes.plot(
             [axis.full], [mean], "o", color=INK, markerfacecolor=face, markersize=5.5, clip_on=False, zorder=4
         )
-    for _, row in cells[cells["method"] == "no_context"].iterrows():
-        if finite(row["mean"]):
+    for row in cells:
+        if row["method"] == "no_context" and finite(row["mean"]):
             axes.axhline(float(row["mean"]), color=INK, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0.7)
 
 
 def draw_methods(
-    axes: Axes, cells: pd.DataFrame, styles: dict[str, Style], axis: BudgetAxis
+    axes: Axes, cells: Sequence[Row], styles: dict[str, Style], axis: BudgetAxis
 ) -> dict[str, tuple[float, float]]:
     """Points, lines and intervals; returns where each line ends. A missing cell breaks the line."""
     ends: dict[str, tuple[float, float]] = {}
@@ -71,8 +73,8 @@ def draw_methods(
     for slot, (method, style) in enumerate(styles.items()):
         by_budget = {
             budget_from_label(row["budget"]): row
-            for _, row in cells[cells["method"] == method].iterrows()
-            if finite(row["mean"])
+            for row in cells
+            if row["method"] == method and finite(row["mean"])
         }
         shift = dodge * (slot - (len(styles) - 1) / 2)
         x = [math.log2(budget) + shift for budget in axis.budgets]
@@ -85,17 +87,16 @@ def draw_methods(
         else:
             axes.fill_between(x, low, high, color=style.colour, alpha=0.14, linewidth=0, zorder=1)
         axes.plot(x, mean, color=style.colour, linestyle=style.dash, linewidth=1.3, zorder=2.5)
-        for position, height, row in zip(x, mean, found, strict=True):
-            if row is None:
-                continue
-            face = "white" if row["hollow"] else style.colour
-            axes.plot(
-                [position], [height], style.marker, color=style.colour, markerfacecolor=face, markersize=4.6,
-                markeredgewidth=1.0, clip_on=False, zorder=3,
-            )  # fmt: skip
-            ends[method] = (position, height)
-    for _, row in cells[cells["method"] == "no_context"].iterrows():
-        if finite(row["mean"]):
+        points = [
+            (place, height, bool(row["hollow"]))
+            for place, height, row in zip(x, mean, found, strict=True)
+            if row is not None
+        ]
+        draw_points(axes, points, style.marker, style.colour, 4.6)
+        if points:
+            ends[method] = points[-1][:2]
+    for row in cells:
+        if row["method"] == "no_context" and finite(row["mean"]):
             ends["no_context"] = (axis.limits[1], float(row["mean"]))
     return ends
 

@@ -356,6 +356,24 @@ def name_line_ends(axes: Axes, ends: Sequence[LineEnd], width: float, height: fl
         axes.text(start, y, end.name, fontsize=7.5, va="center_baseline", color=INK)
 
 
+def draw_points(
+    axes: Axes, points: Sequence[tuple[float, float, bool]], marker: str, colour: str, size: float
+) -> None:
+    """Markers of one look that the frame does not cut, as few artists as can be.
+
+    Parameters
+    ----------
+    points : x, y, and whether the marker is white inside.
+    """
+    for face, wanted in ((colour, False), ("white", True)):
+        x, y = ([point[axis] for point in points if point[2] == wanted] for axis in (0, 1))
+        if x:
+            axes.plot(
+                x, y, marker, color=colour, markerfacecolor=face, markersize=size, markeredgewidth=1.0, clip_on=False,
+                zorder=3,
+            )  # fmt: skip
+
+
 def quiet_grid(axes: Axes) -> None:
     """Light horizontal lines behind the data."""
     axes.grid(axis="y", color=RULE, linewidth=0.5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from kv_transition.analysis.figures.canvas import FigureContext, finite
 from kv_transition.budgets import UNCOMPRESSED
@@ -12,6 +12,8 @@ from kv_transition.methods import TEXT_METHODS
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from kv_transition.analysis.tables import Row
 
 POOLED = -1
 #: Scope and first token of results that were not made here.
@@ -60,6 +62,11 @@ class LengthBin:
     def size(self) -> str:
         """The number of examples, and of contexts where they are fewer."""
         return f"n = {self.n}" if self.n == self.n_clusters else f"n = {self.n} ({self.n_clusters} contexts)"
+
+
+def each_row(table: pd.DataFrame) -> list[Row]:
+    """The rows of a table, one after the other; several times as fast as its own `iterrows`."""
+    return cast("list[Row]", table.to_dict("records"))
 
 
 def rows_of(table: pd.DataFrame, task: str, context: FigureContext, name: str) -> pd.DataFrame:
@@ -128,7 +135,7 @@ def mostly_inactive(active_frac: Any, context: FigureContext) -> bool:
     return finite(active_frac) and float(active_frac) < context.min_active_share
 
 
-def is_hollow(row: pd.Series, context: FigureContext) -> bool:
+def is_hollow(row: Row, context: FigureContext) -> bool:
     """A cell that is no evidence about the budget: mostly inactive, or too many infrastructure failures."""
     return bool(row["unreliable"]) or mostly_inactive(row["active_frac"], context)
 

@@ -13,6 +13,7 @@ from kv_transition.analysis.figures.canvas import (
     FigureContext,
     LineEnd,
     budget_tick,
+    draw_points,
     finite,
     house_style,
     legible,
@@ -28,6 +29,7 @@ from kv_transition.analysis.figures.cells import (
     cannot_show_budget,
     caption_tail,
     drawn_methods,
+    each_row,
     is_hollow,
     length_bins,
     length_unit,
@@ -154,10 +156,9 @@ def _numbers(
     rows: pd.DataFrame, bins: list[LengthBin], left_out: dict[int, str], task: str, context: FigureContext
 ) -> pd.DataFrame:
     """One row per drawn cell: compressed, with a score, in a bin whose full cache scores anything."""
-    full = {int(row["bin_idx"]): row["mean"] for _, row in rows[rows["method"] == "full"].iterrows()}
-    lengths = {
-        int(row["bin_idx"]): row["token_len_median"] for _, row in rows[rows["method"] == "full"].iterrows()
-    }
+    references = each_row(rows[rows["method"] == "full"])
+    full = {int(row["bin_idx"]): row["mean"] for row in references}
+    lengths = {int(row["bin_idx"]): row["token_len_median"] for row in references}
     order = {name: rank for rank, name in enumerate(method_styles(drawn_methods(rows)))}
     known = {
         one.bin_idx
@@ -176,8 +177,7 @@ def _numbers(
     cells["budget_tokens"] = (cells["budget_value"] * length).where(shares, cells["budget_value"])
     cells["budget_share"] = (cells["budget_value"] / length).where(~shares, cells["budget_value"])
     cells["hollow"] = [
-        is_hollow(row, context) or cannot_show_budget(row["method"], task, context)
-        for _, row in cells.iterrows()
+        is_hollow(row, context) or cannot_show_budget(row["method"], task, context) for row in each_row(cells)
     ]
     cells["left_out"] = [left_out.get(int(idx), "") for idx in cells["bin_idx"]]
     cells["_method"] = [order[name] for name in cells["method"]]
@@ -248,11 +248,7 @@ def _draw_panel(
         axes.plot(
             x, y, color=look.colour, linewidth=1.3, linestyle=(0, (3, 2)) if look.dashed else "-", zorder=2.5
         )
-        for place, height, hollow in zip(x, y, mine["hollow"], strict=True):
-            axes.plot(
-                [place], [height], "o", color=look.colour, markerfacecolor="white" if hollow else look.colour,
-                markersize=4.2, markeredgewidth=1.0, clip_on=False, zorder=3,
-            )  # fmt: skip
+        draw_points(axes, list(zip(x, y, mine["hollow"], strict=True)), "o", look.colour, 4.2)
         ends.append(LineEnd(x[-1], y[-1], look.name, look.colour, "o"))
     if named:
         # The longest prompts come last to the full score: of equal ends theirs stands lowest.

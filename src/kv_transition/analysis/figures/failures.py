@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pandas as pd
 
@@ -20,7 +20,7 @@ from kv_transition.analysis.figures.canvas import (
     sorted_budgets,
     text_width,
 )
-from kv_transition.analysis.figures.cells import POOLED, caption_tail, length_bins, rows_of
+from kv_transition.analysis.figures.cells import POOLED, caption_tail, each_row, length_bins, rows_of
 from kv_transition.analysis.figures.palette import INK, MUTED, in_order
 from kv_transition.budgets import UNCOMPRESSED, budget_label
 from kv_transition.eval.failure_taxonomy import LABELS
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Kind = Literal["sound", "model", "infrastructure", "not asked"]
+#: (method, budget label, outcome) -> number of examples, of how many.
+Counts = Mapping[tuple[str, str, str], tuple[int, int]]
 
 PANEL_HEIGHT, COLUMNS = 1.9, 3
 #: Inches from bar to bar, at least and at most; inches that a printed count needs in height; share of the pitch that a bar
@@ -105,6 +107,10 @@ def plot_failures(bin_stats: pd.DataFrame, task: str, out_stem: str | Path, cont
     methods = in_order(set(rows["method"]) - set(UNCOMPRESSED))
     references = [name for name in REFERENCES if (rows["method"] == name).any()]
     shown = [one for one in OUTCOMES if (numbers.loc[numbers["outcome"] == one.name, "count"] > 0).any()]
+    counts = {
+        (row["method"], row["budget"], row["outcome"]): (row["count"], row["n_examples"])
+        for row in each_row(numbers)
+    }
     with house_style():
         ticks = [budget_tick(budget) for budget in budgets]
         pitch = max([PITCH, *(text_width(tick, 8.0) + 0.08 for tick in ticks)])
@@ -115,7 +121,7 @@ def plot_failures(bin_stats: pd.DataFrame, task: str, out_stem: str | Path, cont
         columns = max(1, min(COLUMNS, int(12.4 / (width + 0.9))))
         figure, panels = panel_grid(len(methods) + 1, width, PANEL_HEIGHT, columns, left=0.75)
         for index, (axes, method) in enumerate(zip(panels, methods, strict=False)):
-            _panel(axes, numbers, {(method, budget_label(one)): budget_tick(one) for one in budgets}, width)
+            _panel(axes, counts, {(method, budget_label(one)): budget_tick(one) for one in budgets}, width)
             axes.set_title(method)
             if index % columns == 0:
                 axes.set_ylabel("share of the examples")
@@ -125,7 +131,7 @@ def plot_failures(bin_stats: pd.DataFrame, task: str, out_stem: str | Path, cont
         inch = last.width / width
         panels[-1].set_position((last.x0, last.y0, REFERENCES_WIDTH * inch, last.height))
         _panel(
-            panels[-1], numbers, {(name, "full"): REFERENCES[name] for name in references}, REFERENCES_WIDTH
+            panels[-1], counts, {(name, "full"): REFERENCES[name] for name in references}, REFERENCES_WIDTH
         )
         panels[-1].set_title("references")
         key_left = last.x0 + (REFERENCES_WIDTH + 0.15) * inch
@@ -150,7 +156,7 @@ def _numbers(rows: pd.DataFrame) -> pd.DataFrame:
     out: list[dict[str, Any]] = []
     order = {name: rank for rank, name in enumerate([*UNCOMPRESSED, *in_order(rows["method"])])}
     rows = rows.assign(_method=rows["method"].map(order))
-    for _, row in rows.sort_values(["_method", "budget_value"], na_position="first").iterrows():
+    for row in each_row(rows.sort_values(["_method", "budget_value"], na_position="first")):
         total = int(row["n"] + row["n_missing"])
         counts = {label.lower(): int(row[f"n_{label.lower()}"]) for label in LABELS}
         counts |= {name: int(row[f"n_{name}"]) for name in ("infeasible", "not_applicable")}
@@ -169,20 +175,29 @@ def _numbers(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(out, columns=CSV_COLUMNS)
 
 
-def _panel(axes: Axes, numbers: pd.DataFrame, places: Mapping[tuple[str, str], str], width: float) -> None:
+class _Segment(NamedTuple):
+    """A part of the bar at `x`: where it begins, its height, and the number on it."""
+
+    x: int
+    foot: float
+    share: float
+    number: str
+
+
+def _panel(axes: Axes, counts: Counts, places: Mapping[tuple[str, str], str], width: float) -> None:
     """The bars of some cells (method, budget label), side by side; `places` says what is written under each."""
     slots = max(len(places), int(width / MAX_PITCH))
-    count_of = {
-        (row["method"], row["budget"], row["outcome"]): (int(row["count"]), int(row["n_examples"]))
-        for _, row in numbers.iterrows()
-    }
-    for x, (method, budget) in enumerate(places):
-        foot = 0.0
-        for outcome in OUTCOMES:
-            count, total = count_of.get((method, budget, outcome.name), (0, 0))
+    feet = [0.0] * len(places)
+    for outcome in OUTCOMES:
+        segments = []
+        for x, (method, budget) in enumerate(places):
+            count, total = counts.get((method, budget, outcome.name), (0, 0))
             if count:
-                _segment(axes, x, foot, count / total, str(count), outcome, width / slots * BAR)
-                foot += count / total
+                segments.append(_Segment(x, feet[x], count / total, str(count)))
+                feet[x] += count / total
+        if segments:
+            _draw(axes, segments, outcome, width / slots * BAR)
+    for x, foot in enumerate(feet):
         if not foot:
             axes.text(x, 0.03, "–", ha="center", va="bottom", color=MUTED, fontsize=8)
     axes.set_xlim(-0.55, slots - 0.45)
@@ -192,13 +207,14 @@ def _panel(axes: Axes, numbers: pd.DataFrame, places: Mapping[tuple[str, str], s
     axes.tick_params(axis="x", length=0)
 
 
-def _segment(
-    axes: Axes, x: float, foot: float, share: float, count: str, outcome: Outcome, bar_width: float
-) -> None:
-    axes.bar(x, share, BAR, bottom=foot, **outcome.look)
-    if share * PANEL_HEIGHT >= COUNT_HEIGHT and text_width(count, 6.5) <= bar_width:
-        middle = foot + share / 2
-        axes.text(x, middle, count, ha="center", va="center_baseline", fontsize=6.5, **outcome.text)
+def _draw(axes: Axes, segments: Sequence[_Segment], outcome: Outcome, bar_width: float) -> None:
+    """An outcome's segments, with their numbers where they fit."""
+    places, feet, shares, _ = zip(*segments, strict=True)
+    axes.bar(places, shares, BAR, bottom=feet, **outcome.look)
+    for x, foot, share, count in segments:
+        if share * PANEL_HEIGHT >= COUNT_HEIGHT and text_width(count, 6.5) <= bar_width:
+            middle = foot + share / 2
+            axes.text(x, middle, count, ha="center", va="center_baseline", fontsize=6.5, **outcome.text)
 
 
 def _key(axes: Axes, shown: Sequence[Outcome], width: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import pandas as pd
 
 from kv_transition.analysis.figures.canvas import (
     FigureContext,
+    draw_points,
     finite,
     house_style,
     panel_grid,
@@ -23,6 +25,7 @@ from kv_transition.analysis.figures.cells import (
     LengthBin,
     cannot_show_budget,
     caption_tail,
+    each_row,
     length_unit,
     mostly_inactive,
     nothing_asked_words,
@@ -35,6 +38,8 @@ from kv_transition.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from kv_transition.analysis.tables import Row
 
 AXIS_WIDTH, ROW_HEIGHT = 2.3, 0.19
 #: More rows than this and every method has its own panel.
@@ -88,8 +93,11 @@ def plot_forest(
         limits = _limits(rows)
         for axes, (title, part) in zip(panels, parts.items(), strict=True):
             _frame(axes, title, labels[title], limits, float(rows["delta"].iloc[0]), longest)
-            for place, (_, row) in enumerate(part.iterrows()):
-                _draw(axes, row, place, styles[row["method"]], limits)
+            cells = list(enumerate(each_row(part)))
+            for place, row in cells:
+                _write(axes, row, place, limits)
+            for method, style in styles.items():
+                _draw(axes, [(place, row) for place, row in cells if row["method"] == method], style)
         save_figure(figure, rows[CSV_COLUMNS].assign(protocol=context.protocol), out_stem, context.dpi)
     return _caption(task, rows, ratios, context)
 
@@ -135,7 +143,7 @@ def _sorted(rows: pd.DataFrame, delta: float, task: str, context: FigureContext)
             bool(row["inactive"])
             or bool(row["unreliable"])
             or cannot_show_budget(row["method"], task, context)
-            for _, row in rows.iterrows()
+            for row in each_row(rows)
         ],
         _unknown=~rows["status"].isin(ESTIMATED) | rows["diff"].isna(),
         _method=rows["method"].map(order),
@@ -199,23 +207,33 @@ def _frame(
         )  # fmt: skip
 
 
-def _draw(axes: Axes, row: pd.Series, place: int, style: Style, limits: tuple[float, float]) -> None:
-    """One cell: its difference and interval, and its numbers in the margin."""
-    known = row["status"] in ESTIMATED and finite(row["diff"])
-    if not known:
+def _known(row: Row) -> bool:
+    return row["status"] in ESTIMATED and finite(row["diff"])
+
+
+def _draw(axes: Axes, cells: Sequence[tuple[int, Row]], style: Style) -> None:
+    """The differences of a method's cells with their intervals, each cell at its place."""
+    known = [(place, row) for place, row in cells if _known(row)]
+    bars = [
+        (place, row["diff_lo"], row["diff_hi"])
+        for place, row in known
+        if finite(row["diff_lo"]) and finite(row["diff_hi"])
+    ]
+    if bars:
+        axes.hlines(
+            *zip(*bars, strict=True), color=style.colour, linewidth=1.3, capstyle="projecting", zorder=2
+        )
+    points = [(row["diff"], place, row["hollow"]) for place, row in known]
+    draw_points(axes, points, style.marker, style.colour, 5.2)
+
+
+def _write(axes: Axes, row: Row, place: int, limits: tuple[float, float]) -> None:
+    """A cell's numbers in the margin, and why it has no difference where it has none."""
+    if not _known(row):
         words = short_status(str(row["status"]))
         axes.text(
             sum(limits) / 2, place, words, fontsize=7.5, color=MUTED, ha="center", va="center_baseline",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
-        )  # fmt: skip
-    if known and finite(row["diff_lo"]) and finite(row["diff_hi"]):
-        axes.plot(
-            [row["diff_lo"], row["diff_hi"]], [place, place], color=style.colour, linewidth=1.3, zorder=2
-        )
-    if known:
-        axes.plot(
-            [row["diff"]], [place], style.marker, color=style.colour, markersize=5.2, markeredgewidth=1.0,
-            markerfacecolor="white" if row["hollow"] else style.colour, clip_on=False, zorder=3,
         )  # fmt: skip
     texts = (str(int(row["n_pairs"])), _number(row["mde"]), p_text(row["p_adjusted"]))
     for text, inches in zip(texts, MARGIN.values(), strict=True):

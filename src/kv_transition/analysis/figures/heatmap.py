@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from kv_transition.analysis.figures.cells import (
     LengthBin,
     caption_tail,
     drawn_methods,
+    each_row,
     length_bins,
     mostly_inactive,
     nothing_asked_words,
@@ -34,6 +36,9 @@ from kv_transition.budgets import UNCOMPRESSED, Budget, budget_label
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
+    from matplotlib.patches import Rectangle
+
+    from kv_transition.analysis.tables import Row
 
 CELL_WIDTH, CELL_HEIGHT, COLUMNS = 0.46, 0.27, 3
 ESTIMABLE = ("ok", "ok_degenerate")
@@ -70,6 +75,7 @@ def plot_heatmap(
     ratios = None if retention is None else rows_of(retention, task, context, "retention")
     numbers = _numbers(stats, ratios, bins, budgets, methods)
     numbers["mostly_inactive"] = [mostly_inactive(active, context) for active in numbers["active_frac"]]
+    cells = each_row(numbers)
     with_full = ratios is None
     with house_style():
         texts = [f"{one.lengths}, {one.size}" if one.n else "no examples" for one in bins]
@@ -91,10 +97,9 @@ def plot_heatmap(
             bottom=0.5,
         )
         for index, (axes, method) in enumerate(zip(panels, methods, strict=False)):
-            cells = numbers[numbers["method"].isin([method, "full"])]
             _draw_cells(
                 axes,
-                cells,
+                [cell for cell in cells if cell["method"] in (method, "full")],
                 bins,
                 budgets,
                 score_colours() if ratios is None else retention_colours(),
@@ -117,11 +122,11 @@ def _numbers(
 ) -> pd.DataFrame:
     """One row per drawn cell, the absent ones among them."""
     task = str(stats["task"].iloc[0])
-    by_cell = {(row["method"], int(row["bin_idx"]), row["budget"]): row for _, row in stats.iterrows()}
+    by_cell = {(row["method"], int(row["bin_idx"]), row["budget"]): row for row in each_row(stats)}
     ratio_by_cell = (
         {}
         if ratios is None
-        else {(row["method"], int(row["bin_idx"]), row["budget"]): row for _, row in ratios.iterrows()}
+        else {(row["method"], int(row["bin_idx"]), row["budget"]): row for row in each_row(ratios)}
     )
     columns = [(method, budget_label(budget)) for method in methods for budget in budgets]
     if ratios is None:
@@ -152,18 +157,27 @@ def _numbers(
 
 def _draw_cells(
     axes: Axes,
-    cells: pd.DataFrame,
+    cells: Sequence[Row],
     bins: list[LengthBin],
     budgets: list[Budget],
     colours: Colormap,
     scores: bool,
 ) -> None:
+    from matplotlib.collections import PatchCollection
+
     places: dict[str, float] = {budget_label(budget): float(index) for index, budget in enumerate(budgets)}
     if scores:
         places["full"] = len(budgets) + 0.25
     heights = {length_bin.bin_idx: index for index, length_bin in enumerate(bins)}
-    for _, cell in cells.iterrows():
+    boxes = [
         _draw_cell(axes, cell, places[cell["budget"]], heights[cell["bin_idx"]], colours, scores)
+        for cell in cells
+    ]
+    # A collection cannot have several hatches.
+    axes.add_collection(PatchCollection([box for box in boxes if not box.get_hatch()], match_original=True))
+    for box in boxes:
+        if box.get_hatch():
+            axes.add_patch(box)
     axes.set_xlim(-0.5, max(places.values(), default=0) + 0.5)
     axes.set_ylim(len(bins) - 0.5, -0.5)
     texts = [*(budget_tick(budget) for budget in budgets), *(["full"] if scores else [])]
@@ -173,7 +187,8 @@ def _draw_cells(
         spine.set_visible(False)
 
 
-def _draw_cell(axes: Axes, cell: pd.Series, x: float, y: float, colours: Colormap, scores: bool) -> None:
+def _draw_cell(axes: Axes, cell: Row, x: float, y: float, colours: Colormap, scores: bool) -> Rectangle:
+    """Write a cell's number, and return the box that it stands on."""
     from matplotlib.patches import Rectangle
 
     known = finite(cell["value"])
@@ -185,14 +200,14 @@ def _draw_cell(axes: Axes, cell: pd.Series, x: float, y: float, colours: Colorma
     luminance = 0.2126 * face[0] + 0.7152 * face[1] + 0.0722 * face[2]
     ink = INK if luminance > 0.45 else "white"
     hatch = "////" if cell["hatched"] else None
-    axes.add_patch(
-        Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, facecolor=face, edgecolor=ink, linewidth=0, hatch=hatch)
-    )
     plate = {"facecolor": face, "edgecolor": "none", "pad": 0.8} if cell["hatched"] else None
     axes.text(
         x, y, f"({text})" if cell["mostly_inactive"] else text, ha="center", va="center_baseline", fontsize=7.5,
         color=ink, bbox=plate,
     )  # fmt: skip
+    return Rectangle(
+        (x - 0.48, y - 0.46), 0.96, 0.92, facecolor=face, edgecolor=ink, linewidth=0, hatch=hatch
+    )
 
 
 def _caption(

@@ -32,7 +32,7 @@ from kv_transition.analysis.figures.canvas import (
     sorted_budgets,
     text_width,
 )
-from kv_transition.analysis.figures.cells import POOLED, LengthBin, caption_tail, length_unit
+from kv_transition.analysis.figures.cells import POOLED, LengthBin, caption_tail, each_row, length_unit
 from kv_transition.analysis.figures.palette import RULE, in_order, method_styles
 from kv_transition.analysis.figures.score import COLUMNS
 from kv_transition.budgets import UNCOMPRESSED
@@ -98,8 +98,9 @@ def plot_latency(
         columns = 2 if len(measures) in (2, 4) else COLUMNS
         figure, panels = panel_grid(len(measures), PANEL_WIDTH, height, columns, left=0.7, right=room)
         for index, (axes, name) in enumerate(zip(panels, measures, strict=True)):
-            cells = _measured(rows, name, context)
-            top = 1.08 * max(float(value) for value in [*cells["mean"], *cells["hi"]] if finite(value))
+            cells = each_row(_measured(rows, name, context))
+            values = [cell[end] for cell in cells for end in ("mean", "hi")]
+            top = 1.08 * max(float(value) for value in values if finite(value))
             _frame(axes, axis, name, top)
             if index + columns >= len(measures):
                 axes.set_xlabel(budget_axis_title(axis.budgets))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kv_transition.analysis.figures.canvas import FigureContext, finite
+from kv_transition.analysis.figures.cells import each_row
 from kv_transition.analysis.figures.labels import short_status
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ def read_length_law(effect_models: pd.DataFrame, task: str, method: str, context
     ].drop_duplicates("term")
     if rows.empty:
         return LengthLaw()
-    by_term = {str(row["term"]): row for _, row in rows.iterrows()}
-    main = by_term.get("alpha1", rows.iloc[0])
+    by_term = {str(row["term"]): row for row in each_row(rows)}
+    main = by_term.get("alpha1", next(iter(by_term.values())))
 
     def number(term: str, column: str = "estimate") -> float | None:
         return float(by_term[term][column]) if term in by_term and finite(by_term[term][column]) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from kv_transition.analysis.figures.canvas import (
     FigureContext,
     budget_tick,
     bytes_words,
+    draw_points,
     finite,
     house_style,
     legible,
@@ -24,6 +26,7 @@ from kv_transition.analysis.figures.canvas import (
 from kv_transition.analysis.figures.cells import (
     POOLED,
     caption_tail,
+    each_row,
     length_bins,
     nothing_asked_words,
     rows_of,
@@ -35,6 +38,8 @@ from kv_transition.methods import TEXT_METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from kv_transition.analysis.tables import Row
 
 PANEL_WIDTH, PANEL_HEIGHT, COLUMNS = 2.6, 2.3, 3
 #: Where the budgets are written above the scores, in rows so that neighbours do not touch, and the room that takes; in parts
@@ -91,7 +96,7 @@ def plot_pareto(
     cells = _cells(stats, pooled_costs(costs, task))
     tail = caption_tail(task, length_bins(stats), context)
     numbers = cells[CSV_COLUMNS].assign(protocol=context.protocol)
-    drawn = cells[cells["drawn"]]
+    drawn = cells.loc[cells["drawn"], [*CSV_COLUMNS, "budget_value"]]
     with house_style():
         if not (drawn["method"] != "full").any():
             words = "No size is known for any compressed cell with a score: the responses say nothing of the kept cache."
@@ -193,11 +198,11 @@ def _background(axes: Axes, drawn: pd.DataFrame, method: str, scale: _Scale, sta
         markersize=2.6,
         zorder=1.2,
     )
-    for _, floor in stats[stats["method"] == "no_context"].iterrows():
-        if finite(floor["mean"]):
-            axes.axhline(float(floor["mean"]), color=INK, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0.7)
-    for _, full in drawn[drawn["method"] == "full"].iterrows():
-        x, y = _point(axes, full, INK, scale)
+    for floor in stats.loc[stats["method"] == "no_context", "mean"]:
+        if finite(floor):
+            axes.axhline(float(floor), color=INK, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0.7)
+    for full in each_row(drawn[drawn["method"] == "full"]):
+        ((x, y),) = _places(axes, [full], INK, scale)
         axes.plot([x], [y], "o", color=INK, markersize=5.0, clip_on=False, zorder=4)
         axes.plot([x, x], [0, scale.top], color=MUTED, linewidth=0.8, linestyle=(0, (5, 3)), zorder=0.8)
         end = math.log2(full["kept_hi"]) if finite(full["kept_hi"]) else x
@@ -208,33 +213,38 @@ def _background(axes: Axes, drawn: pd.DataFrame, method: str, scale: _Scale, sta
         )  # fmt: skip
 
 
-def _point(axes: Axes, cell: pd.Series, colour: str, scale: _Scale) -> tuple[float, float]:
-    """The place of a cell, with its intervals on both axes drawn."""
-    x, y = math.log2(cell["kept"]), float(cell["mean"])
-    if finite(cell["lo"]) and finite(cell["hi"]):
-        axes.plot([x, x], [cell["lo"], cell["hi"]], color=colour, linewidth=0.9, alpha=0.75, zorder=2)
-    if finite(cell["kept_lo"]) and finite(cell["kept_hi"]):
-        ends = [math.log2(cell["kept_lo"]) if cell["kept_lo"] > 0 else scale.low, math.log2(cell["kept_hi"])]
-        axes.plot(ends, [y, y], color=colour, linewidth=0.9, alpha=0.75, zorder=2)
-    return x, y
+def _places(axes: Axes, cells: Sequence[Row], colour: str, scale: _Scale) -> list[tuple[float, float]]:
+    """The places of cells, with their intervals on both axes drawn."""
+    places = [(math.log2(cell["kept"]), float(cell["mean"])) for cell in cells]
+    upright, level = [], []
+    for (x, y), cell in zip(places, cells, strict=True):
+        if finite(cell["lo"]) and finite(cell["hi"]):
+            upright.append((x, cell["lo"], cell["hi"]))
+        if finite(cell["kept_lo"]) and finite(cell["kept_hi"]):
+            left = math.log2(cell["kept_lo"]) if cell["kept_lo"] > 0 else scale.low
+            level.append((y, left, math.log2(cell["kept_hi"])))
+    for draw, bars in ((axes.vlines, upright), (axes.hlines, level)):
+        if bars:
+            draw(
+                *zip(*bars, strict=True), color=colour, linewidth=0.9, alpha=0.75, capstyle="projecting", zorder=2
+            )  # fmt: skip
+    return places
 
 
 def _own(axes: Axes, cells: pd.DataFrame, style: Style, scale: _Scale) -> None:
     """The panel's own method: points with their intervals, and its budgets above them."""
-    places, texts = [], []
-    for _, cell in cells.sort_values("budget_value").iterrows():
-        colour = MUTED if cell["unreliable"] else style.colour
-        x, y = _point(axes, cell, colour, scale)
-        face = "white" if cell["dominated"] else colour
-        axes.plot(
-            [x], [y], style.marker, color=colour, markerfacecolor=face, markersize=4.8, markeredgewidth=1.0,
-            clip_on=False, zorder=3,
-        )  # fmt: skip
-        budget = budget_from_label(cell["budget"])
-        places.append(x)
-        texts.append(budget_tick(budget) if budget is not None else "full")
-        axes.plot([x, x], [y, scale.top * 1.03], color=RULE, linewidth=0.5, zorder=0.5)
-    _write_budgets(axes, places, texts, scale)
+    ascending = each_row(cells.sort_values("budget_value"))
+    for colour, unreliable in ((style.colour, False), (MUTED, True)):
+        alike = [cell for cell in ascending if cell["unreliable"] == unreliable]
+        places = _places(axes, alike, colour, scale)
+        points = [(*place, cell["dominated"]) for place, cell in zip(places, alike, strict=True)]
+        draw_points(axes, points, style.marker, colour, 4.8)
+    x = [math.log2(cell["kept"]) for cell in ascending]
+    y = [cell["mean"] for cell in ascending]
+    axes.vlines(x, y, scale.top * 1.03, color=RULE, linewidth=0.5, capstyle="projecting", zorder=0.5)
+    budgets = [budget_from_label(cell["budget"]) for cell in ascending]
+    texts = ["full" if budget is None else budget_tick(budget) for budget in budgets]
+    _write_budgets(axes, x, texts, scale)
 
 
 def _write_budgets(axes: Axes, places: list[float], texts: list[str], scale: _Scale) -> None:

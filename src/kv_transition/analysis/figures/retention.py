@@ -15,6 +15,7 @@ from kv_transition.analysis.figures.canvas import (
     LineEnd,
     budget_axis_title,
     budget_tick,
+    draw_points,
     finite,
     house_style,
     legible,
@@ -33,6 +34,7 @@ from kv_transition.analysis.figures.cells import (
     cannot_show_budget,
     caption_tail,
     drawn_methods,
+    each_row,
     is_hollow,
     length_unit,
     nothing_asked_words,
@@ -44,6 +46,8 @@ from kv_transition.budgets import Budget, budget_from_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from kv_transition.analysis.tables import Row
 
 PANEL_WIDTH, COLUMNS = 2.55, 3
 #: More methods than this and filled bands hide each other: bars, side by side, instead.
@@ -85,22 +89,23 @@ def plot_retention_vs_budget(
     rows = _marked(rows, bins, top, task, context)
     styles, budgets = method_styles(drawn_methods(rows)), sorted_budgets(list(rows["budget"]))
     taus = sorted({*taus} or {context.tau})
+    cells = each_row(rows)
     with house_style():
         height = max(2.0, 0.135 * (len(styles) + 2))
         room = 0.45 + max([text_width(name) for name in styles], default=0.5)
         columns = 2 if len(bins) in (2, 4) else COLUMNS
         figure, panels = panel_grid(len(bins), PANEL_WIDTH, height, columns, right=room, title=0.36)
         for index, (axes, length_bin) in enumerate(zip(panels, bins, strict=True)):
-            cells = rows[rows["bin_idx"] == length_bin.bin_idx]
+            shown = [row for row in cells if row["bin_idx"] == length_bin.bin_idx]
             _frame(
                 axes, budgets, length_bin, top, taus, pooled=length_bin.bin_idx == POOLED and len(bins) > 1
             )
-            title_lines(axes, *_titles(length_bin, cells))
+            title_lines(axes, *_titles(length_bin, shown))
             if index % columns == 0:
                 axes.set_ylabel("retention")
             if index + columns >= len(bins):
                 axes.set_xlabel(budget_axis_title(budgets))
-            ends = _draw_methods(axes, cells, styles, budgets, top)
+            ends = _draw_methods(axes, shown, styles, budgets, top)
             if not ends:
                 axes.text(
                     0.5, 0.4, "no retention", transform=axes.transAxes, fontsize=7.5, color=MUTED, ha="center"
@@ -157,16 +162,16 @@ def _marked(
             is_hollow(row, context)
             or cannot_show_budget(row["method"], task, context)
             or row["status"] not in ESTIMABLE
-            for _, row in rows.iterrows()
+            for row in each_row(rows)
         ],
         lo_clipped=[finite(low) and float(low) > top for low in rows["R_lo"]],
         hi_clipped=[finite(high) and float(high) > top for high in rows["R_hi"]],
     )
 
 
-def _titles(length_bin: LengthBin, cells: pd.DataFrame) -> tuple[str, str]:
+def _titles(length_bin: LengthBin, cells: Sequence[Row]) -> tuple[str, str]:
     """Lengths, and below them the number of pairs and why the bin has no limits where it has none."""
-    gates = sorted({short_status(str(gate)) for gate in cells["gate"]} - {"ok"})
+    gates = sorted({short_status(str(row["gate"])) for row in cells} - {"ok"})
     closed = f" · no intervals: {', '.join(gates)}" if gates else ""
     # A bin without a pair has its lengths all the same where it has examples.
     return replace(length_bin, n=max(length_bin.n, 1)).lengths, f"{length_bin.size}{closed}"
@@ -195,14 +200,17 @@ def _frame(
 
 
 def _draw_methods(
-    axes: Axes, cells: pd.DataFrame, styles: dict[str, Style], budgets: list[Budget], top: float
+    axes: Axes, cells: Sequence[Row], styles: dict[str, Style], budgets: list[Budget], top: float
 ) -> list[LineEnd]:
     """Points, lines and intervals; returns where each line ends. A missing cell breaks the line."""
     ends = []
     dodge = min(0.07, 0.35 / max(len(styles), 1)) if len(styles) > MAX_BANDS else 0.0
     for slot, (method, style) in enumerate(styles.items()):
-        mine = cells[cells["method"] == method]
-        by_budget = {budget_from_label(row["budget"]): row for _, row in mine.iterrows() if finite(row["R"])}
+        by_budget = {
+            budget_from_label(row["budget"]): row
+            for row in cells
+            if row["method"] == method and finite(row["R"])
+        }
         shift = dodge * (slot - (len(styles) - 1) / 2)
         places = [(math.log2(budget) + shift, by_budget.get(budget)) for budget in budgets]
         x = [place for place, _ in places]
@@ -210,25 +218,18 @@ def _draw_methods(
         limits = [_limits(row) for _, row in places]
         _draw_limits(axes, x, limits, style, top, bands=not dodge)
         axes.plot(x, points, color=style.colour, linestyle=style.dash, linewidth=1.3, zorder=2.5)
-        for place, row in places:
-            if row is None:
-                continue
-            height, face = float(row["R"]), "white" if row["hollow"] else style.colour
+        found = [(place, float(row["R"]), bool(row["hollow"])) for place, row in places if row is not None]
+        for place, height, _ in found:
             if height > top:
                 _arrow(axes, place, style)
-                continue
-            axes.plot(
-                [place], [height], style.marker, color=style.colour, markerfacecolor=face, markersize=4.6,
-                markeredgewidth=1.0, clip_on=False, zorder=3,
-            )  # fmt: skip
-        last = [(place, row) for place, row in places if row is not None]
-        if last:
-            end = min(float(last[-1][1]["R"]), top)
-            ends.append(LineEnd(last[-1][0], end, method, style.colour, style.marker))
+        draw_points(axes, [point for point in found if point[1] <= top], style.marker, style.colour, 4.6)
+        if found:
+            place, height, _ = found[-1]
+            ends.append(LineEnd(place, min(height, top), method, style.colour, style.marker))
     return ends
 
 
-def _limits(row: pd.Series | None) -> tuple[float, float]:
+def _limits(row: Row | None) -> tuple[float, float]:
     """The confidence limits of a cell, nan where it has none."""
     if row is None or not finite(row["R_lo"]) or not finite(row["R_hi"]):
         return math.nan, math.nan
@@ -242,16 +243,17 @@ def _draw_limits(
     low, high = [one[0] for one in limits], [min(one[1], top) for one in limits]
     if bands:
         axes.fill_between(x, low, high, color=style.colour, alpha=0.14, linewidth=0, zorder=1)
+    bars = []
     for index, place in enumerate(x):
         if not math.isfinite(low[index]):
             continue
         beside = [limits[other][0] for other in (index - 1, index + 1) if 0 <= other < len(x)]
         if not bands or not any(math.isfinite(value) for value in beside):
-            axes.vlines(
-                place, low[index], high[index], color=style.colour, linewidth=0.9, alpha=0.75, zorder=2
-            )
+            bars.append((place, low[index], high[index]))
         if limits[index][1] > top:
             _arrow(axes, place, style)
+    if bars:
+        axes.vlines(*zip(*bars, strict=True), color=style.colour, linewidth=0.9, alpha=0.75, zorder=2)
 
 
 def _arrow(axes: Axes, x: float, style: Style) -> None:

@@ -35,6 +35,7 @@ from kv_transition.analysis.figures.cells import (
     LengthBin,
     caption_tail,
     drawn_methods,
+    each_row,
     is_hollow,
     length_bins,
     nothing_asked_words,
@@ -75,25 +76,26 @@ def plot_score_vs_budget(
     rows = rows[rows["bin_idx"].isin([length_bin.bin_idx for length_bin in bins])].copy()
     rows["hollow"] = [
         is_hollow(row, context) or (context.cannot_show_budget(task) and row["method"] not in TEXT_METHODS)
-        for _, row in rows.iterrows()
+        for row in each_row(rows)
     ]
     styles = method_styles(drawn_methods(rows))
     axis = BudgetAxis(sorted_budgets(list(rows["budget"])))
     top = _score_top(rows)
+    cells = each_row(rows)
     with house_style():
         height = max(2.0, LABEL_GAP * (len(styles) + 2))
         room = 0.45 + max(text_width(name) for name in [*styles, "no context"])
         columns = 2 if len(bins) in (2, 4) else COLUMNS
         figure, panels = panel_grid(len(bins), PANEL_WIDTH, height, columns, right=room)
         for index, (axes, length_bin) in enumerate(zip(panels, bins, strict=True)):
-            cells = rows[rows["bin_idx"] == length_bin.bin_idx]
+            shown = [row for row in cells if row["bin_idx"] == length_bin.bin_idx]
             _frame(axes, axis, length_bin, top)
             if index % columns == 0:
                 axes.set_ylabel(f"{context.metric(task)} (mean)")
             if index + columns >= len(bins):
                 axes.set_xlabel(budget_axis_title(axis.budgets))
-            draw_references(axes, cells, axis)
-            ends = draw_methods(axes, cells, styles, axis)
+            draw_references(axes, shown, axis)
+            ends = draw_methods(axes, shown, styles, axis)
             label_ends(axes, ends, styles, axis, top, height)
         save_figure(figure, _numbers(rows).assign(protocol=context.protocol), out_stem, context.dpi)
     return _caption(task, bins, rows, context, bands=len(styles) <= MAX_BANDS)

@@ -26,6 +26,7 @@ from kv_transition.analysis.figures.cells import (
     LengthBin,
     caption_tail,
     drawn_methods,
+    each_row,
     length_unit,
     nothing_asked_words,
     rows_of,
@@ -40,6 +41,8 @@ from kv_transition.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from kv_transition.analysis.tables import Row
 
 PANEL_WIDTH, PANEL_HEIGHT, COLUMNS = 2.6, 2.3, 3
 CSV_COLUMNS = [
@@ -122,6 +125,7 @@ def plot_transition_vs_length(
     lengths = sorted(float(value) for value in rows["token_len_median"] if finite(value) and value > 0) or [
         1.0
     ]
+    cells = each_row(rows)
     with house_style():
         room = 0.85 if scale.shares else 0.75
         left = max(0.75, 0.38 + max(text_width(text, 8.0) for text in scale.texts()[1]))
@@ -137,8 +141,11 @@ def plot_transition_vs_length(
             else:
                 axes.set_title(method)
             _guides(axes, scale, diagonal=length_unit(rows) == "tokens")
-            for _, row in rows[rows["method"] == method].iterrows():
-                _draw(axes, row, replace(style, colour=MUTED) if row["mostly_truncated"] else style, scale)
+            for row in cells:
+                if row["method"] == method:
+                    _draw(
+                        axes, row, replace(style, colour=MUTED) if row["mostly_truncated"] else style, scale
+                    )
             if index % COLUMNS == 0:
                 axes.set_ylabel(f"budget keeping {context.tau:.0%} of the score")
             if index + COLUMNS >= len(styles):
@@ -179,8 +186,10 @@ def _guides(axes: Axes, scale: _Scale, *, diagonal: bool) -> None:
 
     The second kind compares budgets with lengths, so both have to be in tokens (`diagonal`).
     """
-    for budget in scale.budgets:
-        axes.axhline(math.log2(budget), color=RULE, linewidth=0.5, zorder=0.5)
+    levels = [math.log2(budget) for budget in scale.budgets]
+    axes.hlines(
+        levels, 0, 1, transform=axes.get_yaxis_transform(), color=RULE, linewidth=0.5, capstyle="projecting", zorder=0.5
+    )  # fmt: skip
     if not diagonal:
         return
     low, high = axes.get_xlim()
@@ -218,7 +227,7 @@ def _guides(axes: Axes, scale: _Scale, *, diagonal: bool) -> None:
     axes.set_ylim(bottom, ceiling)
 
 
-def _draw(axes: Axes, row: pd.Series, style: Style, scale: _Scale) -> None:
+def _draw(axes: Axes, row: Row, style: Style, scale: _Scale) -> None:
     """One bin: its point, its interval, and arrows where a limit is beyond the tested budgets."""
     if not finite(row["token_len_median"]):
         return
