@@ -40,10 +40,14 @@ GOODNESS_GRID = (60, 16)
 TIE = 1e-6
 #: Moves on one level after which a search goes on with the next.
 MAX_MOVES = 40
-#: Curves in one block of the grid search: what is computed for them stays in the processor's cache.
-BLOCK = 32
-#: The eight directions from a position: (8, 2).
-NEIGHBOURS = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)], dtype=np.float64)
+#: Entries of a block of the grid search: what a block needs stays in the processor's cache.
+BLOCK_ENTRIES = 65_536
+#: Far more than rounding moves a gain, and far less than a gain that matters.
+ROUNDING = 1e-12
+#: The eight directions from a position: (2, 8).
+NEIGHBOURS = np.array(
+    [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)], dtype=np.float64
+).T
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,12 @@ class Box:
         return cls(np.array([x[0] - MARGIN, log(MIN_WIDTH)]), np.array([x[-1] + MARGIN, log(widest)]))
 
     def grid(self, step: Array) -> Array:
-        """(P, 2) the points of the search grid, by width and m, for a step of (m, log width)."""
+        """(2, P) the points of the search grid, by width and m, for a step of (m, log width)."""
         points = []
         for width in _positions(self.low[1], self.high[1], step[1]):
             wide = min(step[0] * exp(width) / MIN_WIDTH, MARGIN)
             points += [(m, width) for m in _positions(self.low[0], self.high[0], wide)]
-        return np.array(points)
+        return np.array(points).T
 
 
 @dataclass(frozen=True)
@@ -112,14 +116,14 @@ class Curves:
         """The same for some of the curves."""
         return Curves(self.x, self.deviation[:, rows], self.level[rows], self.share, self.box)
 
-    def gain(self, positions: Array) -> tuple[Array, Array, Array]:
-        """(R, P) gain, floor and rise of each curve at its own (R, P, 2) positions; see `project`."""
-        rest = complement(self.x, positions[..., 0], positions[..., 1])
+    def gain(self, position: Array) -> tuple[Array, Array, Array]:
+        """Gain, floor and rise, (..., R), of each curve at its own positions, (2, ..., R); see `project`."""
+        rest = complement(self.x, *position)
         mean, variance = moments(rest, self.share)
         covariance = np.zeros_like(mean)
         for weight, values, deviation in zip(self.share, rest, self.deviation, strict=False):
-            covariance -= values * (weight * deviation)[:, None]
-        return project(covariance, mean, variance, self.level[:, None])
+            covariance -= values * (weight * deviation)
+        return project(covariance, mean, variance, self.level)
 
 
 def _positions(low: float, high: float, step: float) -> Array:
@@ -131,8 +135,13 @@ def complement(x: Array, m: Array, log_width: Array) -> Array:
     """1 - S at the K budgets, (K, ...) for positions of shape (...); for the full cache it is 0."""
     slope = 2 * log(19) * np.exp(-log_width)
     rest = np.empty((len(x), *slope.shape))
-    for k, budget in enumerate(x):
-        rest[k] = 1 / (1 + np.exp((budget - m) * slope))
+    for part, budget in zip(rest, x, strict=True):
+        # 1 / (1 + exp((budget - m) slope)), in place
+        np.subtract(budget, m, out=part)
+        part *= slope
+        np.exp(part, out=part)
+        part += 1
+        np.divide(1, part, out=part)
     return rest
 
 
@@ -175,8 +184,8 @@ def project(covariance: Array, mean: Array, variance: Array, level: Array) -> tu
         height = moment / (variance + mean**2)
         gain = np.where(low, moment * height - level**2, gain)
         floor, rise = np.where(low, 0.0, floor), np.where(low, height, rise)
-    high = np.nonzero(floor + rise > 1)
-    if len(high[0]):
+    high = floor + rise > 1
+    if high.any():
         cov, s, var, at = (np.broadcast_to(v, gain.shape)[high] for v in (covariance, mean, variance, level))
         moment, square = cov + (1 - at) * (1 - s), var + (1 - s) ** 2
         depth = np.clip(moment / square, 0.0, 1.0)
@@ -201,7 +210,7 @@ def fit_logistic(x: Array, means: Array, weights: Array) -> LogisticFits:
     """
     curves = Curves.of(x, means, weights)
     points = curves.box.grid(STEP)
-    position = points[_best_points(curves, points)]
+    position = points[:, _best_points(curves, points)]
     _descend(curves, position, [STEP / 3**i for i in range(1, 1 + REFINEMENTS)])
     return _fits(curves, position, float(weights.sum()))
 
@@ -214,8 +223,8 @@ def fit_curve(x: Array, means: Array, weights: Array) -> LogisticFits:
     """
     curves = Curves.of(x, means[:, None], weights)
     points = curves.box.grid(STEP / 3)
-    steepest = points[points[:, 1] == curves.box.low[1]]
-    free, steep = (at[_best_points(curves, at)] for at in (points, steepest))
+    steepest = points[:, points[1] == curves.box.low[1]]
+    free, steep = (at[:, _best_points(curves, at)] for at in (points, steepest))
     steps = [STEP / 3**i for i in range(2, 1 + POLISH)]
     _descend(curves, free, steps)
     _descend(curves, steep, [step * [1, 0] for step in steps])
@@ -234,38 +243,55 @@ def fit_on_grid(x: Array, means: Array, weights: Array) -> LogisticFits:
         np.linspace(low, high, 1 + steps)
         for low, high, steps in zip(curves.box.low, curves.box.high, GOODNESS_GRID, strict=True)
     )
-    points = np.column_stack([np.tile(m, len(width)), np.repeat(width, len(m))])
-    return _fits(curves, points[_best_points(curves, points)], float(weights.sum()))
+    points = np.stack([np.tile(m, len(width)), np.repeat(width, len(m))])
+    return _fits(curves, points[:, _best_points(curves, points)], float(weights.sum()))
 
 
 def _fits(curves: Curves, position: Array, total: float) -> LogisticFits:
-    gain, floor, rise = (values[:, 0] for values in curves.gain(position[:, None]))
+    gain, floor, rise = curves.gain(position)
     spread = np.zeros_like(curves.level)
     for weight, values in zip(curves.share, curves.deviation, strict=True):
         spread += weight * values**2
     rss = total * np.maximum(spread - gain, 0.0)
-    return LogisticFits(position[:, 0], np.exp(position[:, 1]), floor, floor + rise, rss, total * spread)
+    return LogisticFits(position[0], np.exp(position[1]), floor, floor + rise, rss, total * spread)
 
 
 def _best_points(curves: Curves, points: Array) -> NDArray[np.int64]:
-    """(R,) which of the (P, 2) points is best for each curve; of equal ones the first."""
-    rest = complement(curves.x, points[:, 0], points[:, 1])
+    """(R,) which of the (2, P) points is best for each curve; of equal ones the first."""
+    rest = complement(curves.x, *points)
     mean, variance = moments(rest, curves.share)
     # On these binary grids no product or sum rounds, so the matrix product is the same for every number of threads.
     left = np.round(curves.deviation[:-1].T * 2.0**23) / 2.0**23
     right = np.round(-curves.share[:-1, None] * rest * 2.0**26) / 2.0**26
     best = np.empty(len(left), dtype=np.int64)
-    for start in range(0, len(left), BLOCK):
-        rows = slice(start, start + BLOCK)
-        best[rows] = _gain_only(left[rows] @ right, mean, variance, curves.level[rows, None]).argmax(axis=1)
+    size = max(1, BLOCK_ENTRIES // points.shape[1])
+    for start in range(0, len(left), size):
+        rows = slice(start, start + size)
+        best[rows] = _largest_gain(left[rows] @ right, mean, variance, curves.level[rows])
+    return best
+
+
+def _largest_gain(covariance: Array, mean: Array, variance: Array, level: Array) -> NDArray[np.int64]:
+    """(R,) the point, of P, with the largest gain for each of R curves, from their covariances, (R, P).
+
+    The bounds of floor and ceil can only lower a gain. So the points are few that gain as much without them as the best of
+    these points keeps within them, and no other has to be put within the bounds.
+    """
+    gain = np.maximum(covariance, 0.0)
+    gain *= gain
+    gain *= 1 / variance
+    likely = gain.argmax(axis=1)
+    kept = _gain_only(covariance[np.arange(len(likely)), likely], mean[likely], variance[likely], level)
+    near = np.flatnonzero(gain >= kept[:, None] - ROUNDING)
+    row, point = np.divmod(near, gain.shape[1])
+    gain.fill(-np.inf)
+    gain[row, point] = _gain_only(covariance[row, point], mean[point], variance[point], level[row])
+    best: NDArray[np.int64] = gain.argmax(axis=1)
     return best
 
 
 def _gain_only(covariance: Array, mean: Array, variance: Array, level: Array) -> Array:
-    """The gain of `project`, (R, P) for R curves and P points, without what only one of the points is asked for.
-
-    Whole blocks, because most blocks hold points on either bound: to gather those costs more than to compute all.
-    """
+    """The gain of `project`, (n,) for n pairs of a curve and a point."""
     rise = np.maximum(covariance, 0.0)
     gain = rise * rise
     gain *= 1 / variance
@@ -300,15 +326,17 @@ def _gain_only(covariance: Array, mean: Array, variance: Array, level: Array) ->
 
 def _descend(curves: Curves, position: Array, steps: Sequence[Array]) -> None:
     """For each step, move every position, in place, to the best of its eight neighbours until none is better."""
-    here = curves.gain(position[:, None])[0][:, 0]
+    here = curves.gain(position)[0]
+    low, high = (bound[:, None, None] for bound in (curves.box.low, curves.box.high))
     for step in steps:
-        moving = np.arange(len(position))
+        moving = np.arange(position.shape[1])
+        directions = (NEIGHBOURS * step[:, None])[:, :, None]
         for _ in range(MAX_MOVES):
-            around = np.clip(position[moving, None] + NEIGHBOURS * step, curves.box.low, curves.box.high)
+            around = np.clip(position[:, None, moving] + directions, low, high)
             gain = curves.some(moving).gain(around)[0]
-            best = gain.argmax(axis=1)
-            row = np.flatnonzero(gain[np.arange(len(moving)), best] > here[moving])
+            best = gain.argmax(axis=0)
+            row = np.flatnonzero(gain[best, np.arange(len(moving))] > here[moving])
             moving, best = moving[row], best[row]
             if not len(moving):
                 break
-            position[moving], here[moving] = around[row, best], gain[row, best]
+            position[:, moving], here[moving] = around[:, best, row], gain[best, row]
