@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from math import ceil, exp, log
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import expit
 
 from kv_transition.analysis.cells import Array, Indices
+
+Bools = NDArray[np.bool_]
 
 #: Where alpha1 is looked for. Replicates that end at a limit are kept.
 ALPHA1_BOUNDS = (-2.0, 3.0)
@@ -84,6 +87,30 @@ class _Losses:
 
     def of(self, rows: Indices) -> _Losses:
         return _Losses(self.aa[rows], self.ad[rows], self.dd[rows])
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a search stands in every row, with the floor at its best.
+
+    `theta` is (midpoint, alpha1, log width), `loss` 1 - phi, `square` the sum of aa times the lost part's square; `position`
+    on the sigmoid and the part `lost` there, 1 - S, are (rows, cells).
+    """
+
+    theta: Array
+    rss: Array
+    loss: Array
+    square: Array
+    position: Array
+    lost: Array
+
+    def of(self, rows: Indices) -> _Place:
+        return _Place(*(values[rows] for values in vars(self).values()))
+
+    def where(self, better: Bools, other: _Place) -> _Place:
+        """The other place in the rows in which it is better."""
+        pairs = zip(vars(other).values(), vars(self).values(), strict=True)
+        return _Place(*(np.where(better if a.ndim == 1 else better[:, None], a, b) for a, b in pairs))
 
 
 def fit_collapse(
@@ -197,13 +224,14 @@ def _scale(cross: Array, square: Array) -> Array:
     return np.clip(scale, 0.0, 1.0, out=scale)
 
 
-def _projected(cells: CollapseCells, losses: _Losses, theta: Array) -> tuple[Array, Array, Array, Array]:
-    """(rss, 1 - phi, t, lost part) with the floor at its best."""
+def _place(cells: CollapseCells, losses: _Losses, theta: Array) -> _Place:
+    """What follows from parameters, (rows, 3)."""
     position, lost = _lost(cells, theta)
     cross, square = (losses.ad * lost).sum(axis=1), (losses.aa * lost * lost).sum(axis=1)
     loss = _scale(cross, square)
-    rest = losses.dd - 2 * loss[:, None] * losses.ad * lost + (loss**2)[:, None] * losses.aa * lost * lost
-    return np.maximum(rest.sum(axis=1), 0.0), loss, position, lost
+    rest = losses.dd - 2 * loss[:, None] * losses.ad * lost
+    rest += (loss**2)[:, None] * losses.aa * lost * lost
+    return _Place(theta, np.maximum(rest.sum(axis=1), 0.0), loss, square, position, lost)
 
 
 def _refined(
@@ -211,43 +239,44 @@ def _refined(
 ) -> tuple[Array, Array, Array]:
     """Levenberg-Marquardt within the bounds for all rows at once: parameters (rows, 3), rss and 1 - phi (rows,)."""
     low, high = cells.bounds(alpha1)
-    theta = start.copy()
-    rss, loss, _, _ = _projected(cells, losses, theta)
+    here = _place(cells, losses, start)
+    theta, rss, loss = here.theta.copy(), here.rss.copy(), here.loss.copy()
     damping = np.full(len(theta), 1e-2)
     open_rows = np.arange(len(theta))
     for _ in range(MAX_ROUNDS):
         if len(open_rows) == 0:
             break
-        part, at = losses.of(open_rows), theta[open_rows]
-        trial = np.clip(at + _step(cells, part, at, damping[open_rows], (low, high)), low, high)
-        new_rss, new_loss, _, _ = _projected(cells, part, trial)
-        better = new_rss < rss[open_rows]
-        improved = open_rows[better]
-        theta[improved], rss[improved], loss[improved] = trial[better], new_rss[better], new_loss[better]
-        damping[open_rows] = np.where(better, damping[open_rows] * 0.2, damping[open_rows] * 5)
-        small = (np.abs(trial - at) < SMALL_STEP).all(axis=1)
-        open_rows = open_rows[~small & (damping[open_rows] < 1e8)]
+        trial = np.clip(here.theta + _step(cells, losses, here, damping, (low, high)), low, high)
+        small = (np.abs(trial - here.theta) < SMALL_STEP).all(axis=1)
+        there = _place(cells, losses, trial)
+        better = there.rss < here.rss
+        here = here.where(better, there)
+        theta[open_rows], rss[open_rows], loss[open_rows] = here.theta, here.rss, here.loss
+        damping = np.where(better, damping * 0.2, damping * 5)
+        left = np.flatnonzero(~small & (damping < 1e8))
+        if len(left) < len(open_rows):
+            open_rows, damping = open_rows[left], damping[left]
+            losses, here = losses.of(left), here.of(left)
     return theta, rss, loss
 
 
 def _step(
-    cells: CollapseCells, losses: _Losses, theta: Array, damping: Array, bounds: tuple[Array, Array]
+    cells: CollapseCells, losses: _Losses, here: _Place, damping: Array, bounds: tuple[Array, Array]
 ) -> Array:
     """The damped Gauss-Newton step of every row, 0 for a parameter whose bound stands in the way."""
-    _, loss, position, lost = _projected(cells, losses, theta)
+    theta, loss, lost = here.theta, here.loss, here.lost
     spread = lost * (1 - lost)
     steepness = (_TWO_LN19 * np.exp(-theta[:, 2]))[:, None]
-    slopes = [steepness * spread, steepness * cells.dz * spread, position * spread]
+    slopes = [steepness * spread, steepness * cells.dz * spread, here.position * spread]
     slopes = [loss[:, None] * slope for slope in slopes]
     free = (loss > 0) & (loss < 1)
-    square = np.maximum((losses.aa * lost * lost).sum(axis=1), TINY)
-    along = [np.where(free, (losses.aa * lost * slope).sum(axis=1) / square, 0.0) for slope in slopes]
+    weighted, square = losses.aa * lost, np.maximum(here.square, TINY)
+    along = [np.where(free, (weighted * slope).sum(axis=1) / square, 0.0) for slope in slopes]
     slopes = [slope - part[:, None] * lost for slope, part in zip(slopes, along, strict=True)]
     rest = losses.ad - loss[:, None] * losses.aa * lost
     gradient = np.stack([(rest * slope).sum(axis=1) for slope in slopes], axis=1)
-    matrix = np.stack(
-        [np.stack([(losses.aa * a * b).sum(axis=1) for b in slopes], axis=1) for a in slopes], axis=1
-    )
+    products = [[(part * b).sum(axis=1) for b in slopes] for part in (losses.aa * a for a in slopes)]
+    matrix = np.stack([np.stack(row, axis=1) for row in products], axis=1)
     low, high = bounds
     stuck = ((theta <= low) & (gradient <= 0)) | ((theta >= high) & (gradient >= 0))
     gradient = np.where(stuck, 0.0, gradient)
