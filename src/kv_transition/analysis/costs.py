@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Counts = NDArray[np.int32]
+#: Columns of the requests of a dataset, (n,) each.
+Requests = Mapping[str, NDArray[Any]]
 
 #: Replicates of a quantile that are computed at once, so that the running counts stay in the cache.
 _BLOCK = 512
@@ -142,16 +144,19 @@ def costs(responses: pd.DataFrame, manifests: Sequence[Manifest], cfg: Mapping[s
 def _of_dataset(responses: pd.DataFrame, manifest: Manifest, cfg: Mapping[str, Any]) -> Iterator[Row]:
     """The rows of one dataset, cell by cell and bin by bin, the pooled one last."""
     table = _placed(responses[responses["task"] == manifest.task], manifest)
+    requests = _requests(table)
     lists = {idx: ids for (_, idx), ids in cluster_lists([manifest]).items()}
     filled = {idx: ids for idx, ids in lists.items() if ids}
     resamples = _Resamples(cfg["seed"], cfg["bootstrap_replicates"], manifest.dataset_id, filled, {})
-    for (method, budget), cell in table.groupby(["method", "budget"], sort=True):
+    for (method, budget), bins in table.groupby(["method", "budget"], sort=True)["bin_idx"]:
+        cell = bins.index.to_numpy()
         keys: Row = {"dataset": manifest.dataset_id, "task": manifest.task, "method": method}
-        keys |= {"budget": budget, "budget_value": cell["budget_value"].iloc[0]}
+        keys |= {"budget": budget, "budget_value": requests["budget_value"][cell[0]]}
         about = {"protocol": manifest.protocol, "metric": "", "length_unit": manifest.length_unit}
         for bin_idx in (*lists, POOLED):
-            inside = cell if bin_idx == POOLED else cell[cell["bin_idx"] == bin_idx]
-            yield keys | {"bin_idx": bin_idx} | _values(inside, bin_idx, resamples, cfg["conf"]) | about
+            inside = cell if bin_idx == POOLED else cell[bins == bin_idx]
+            values = _values(requests, inside, bin_idx, resamples, cfg["conf"])
+            yield keys | {"bin_idx": bin_idx} | values | about
 
 
 def _placed(rows: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
@@ -189,37 +194,55 @@ def _placed(rows: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
     return table.sort_values(["bin_idx", *key], ignore_index=True)
 
 
-def _values(rows: pd.DataFrame, bin_idx: int, resamples: _Resamples, conf: float) -> Row:
-    """Everything about one cell in one bin."""
-    asked = rows[rows["status"] == "ok"]
-    failed = asked["failure"].isin(INFRASTRUCTURE)
-    copied = ~failed & asked["copied_from"].notna()
+def _requests(table: pd.DataFrame) -> Requests:
+    """The columns of a placed table as arrays: numbers with nan, and texts with None, for what is not said."""
+    numbers = ["budget_value", "latency_s", "ttfb_s", "attempts", "bytes_kept", *_MEANS]
+    texts = table[["status", "timing_scope", "host", "engine"]].astype(object)
+    texts = texts.where(texts.notna(), None)
+    classes = {text: engine_class(text) for text in texts["engine"].unique() if text is not None}
+    failed = table["failure"].isin(INFRASTRUCTURE)
+    return {
+        **{name: _numbers(table[name]) for name in numbers},
+        **{name: table[name].to_numpy(dtype=np.int64) for name in ("place", "place_in_all")},
+        **{name: cluster_codes(table[f"{name}_id"].tolist()) for name in ("example", "cluster")},
+        **{name: texts[name].to_numpy() for name in ("status", "timing_scope", "host")},
+        "engine": np.array([classes.get(text) for text in texts["engine"]], dtype=object),
+        "asked": (table["status"] == "ok").to_numpy(dtype=bool),
+        "failed": failed.to_numpy(dtype=bool),
+        "copied": (~failed & table["copied_from"].notna()).to_numpy(dtype=bool),
+    }
+
+
+def _values(requests: Requests, rows: Indices, bin_idx: int, resamples: _Resamples, conf: float) -> Row:
+    """Everything about one cell in one bin, from its rows of the requests."""
+    asked = rows[requests["asked"][rows]]
+    failed, copied = requests["failed"][asked], requests["copied"][asked]
     answers, own = asked[~failed], asked[~copied]
-    timed = answers[answers["copied_from"].isna() & answers["latency_s"].notna()]
+    timed = asked[~failed & ~copied & ~np.isnan(requests["latency_s"][asked])]
     values: Row = {
         "n": len(asked),
         "n_not_asked": len(rows) - len(asked),
-        "n_examples": asked["example_id"].nunique(),
-        "n_clusters": asked["cluster_id"].nunique(),
+        "n_examples": len(np.unique(requests["example"][asked])),
+        "n_clusters": len(np.unique(requests["cluster"][asked])),
         "n_failed": int(failed.sum()),
         "n_copied": int(copied.sum()),
         "n_timed": len(timed),
     }
-    values |= _quantiles(timed, bin_idx, resamples, conf)
-    values |= {column: reduced(np.mean, _numbers(answers, name)) for name, column in _MEANS.items()}
-    attempts = _numbers(own, "attempts")
+    values |= _quantiles(requests, timed, bin_idx, resamples, conf)
+    values |= {column: reduced(np.mean, requests[name][answers]) for name, column in _MEANS.items()}
+    attempts = requests["attempts"][own]
     values |= {"attempts_mean": reduced(np.mean, attempts), "attempts_max": reduced(np.max, attempts)}
     names = ("bytes_kept_mean", "bytes_kept_lo", "bytes_kept_hi")
-    clusters = cluster_codes(answers["cluster_id"].tolist())
-    values |= dict(zip(names, mean_t(_numbers(answers, "bytes_kept"), clusters, conf), strict=True))
-    values |= {name: _joined(own[name]) for name in ("timing_scope", "host")}
-    values["engine"] = _joined(own["engine"].dropna().map(engine_class))
-    return values | {"status": _status(rows, values, timed["cluster_id"].nunique())}
+    limits = mean_t(requests["bytes_kept"][answers], requests["cluster"][answers], conf)
+    values |= dict(zip(names, limits, strict=True))
+    values |= {name: _joined(requests[name][own]) for name in ("timing_scope", "engine", "host")}
+    statuses = set(requests["status"][rows])
+    return values | {"status": _status(statuses, values, len(np.unique(requests["cluster"][timed])))}
 
 
-def _status(rows: pd.DataFrame, values: Row, timed_clusters: int) -> str:
+def _status(statuses: set[str], values: Row, timed_clusters: int) -> str:
     if not values["n"]:
-        return "+".join(sorted(set(rows["status"]))) or "no_requests"
+        return "+".join(sorted(statuses)) or "no_requests"
     if values["n_failed"] == values["n"]:
         return "all_failed"
     if not values["n_timed"]:
@@ -227,15 +250,15 @@ def _status(rows: pd.DataFrame, values: Row, timed_clusters: int) -> str:
     return "ok" if timed_clusters > 1 else "too_few"
 
 
-def _quantiles(timed: pd.DataFrame, bin_idx: int, resamples: _Resamples, conf: float) -> Row:
+def _quantiles(requests: Requests, timed: Indices, bin_idx: int, resamples: _Resamples, conf: float) -> Row:
     """Quantiles of each measure over the timed requests, with their bootstrap limits."""
-    latency, ttfb = _numbers(timed, "latency_s"), _numbers(timed, "ttfb_s")
+    latency, ttfb = requests["latency_s"][timed], requests["ttfb_s"][timed]
     measures = {
         "latency": latency,
         "ttfb": ttfb,
-        "decode_tokens_per_s": decode_rates(_numbers(timed, "completion_tokens"), latency, ttfb),
+        "decode_tokens_per_s": decode_rates(requests["completion_tokens"][timed], latency, ttfb),
     }
-    places = timed["place_in_all" if bin_idx == POOLED else "place"].to_numpy(dtype=np.int64)
+    places = requests["place_in_all" if bin_idx == POOLED else "place"][timed]
     values: Row = {}
     for measure, numbers in measures.items():
         known = ~np.isnan(numbers)
@@ -316,12 +339,12 @@ def engine_class(provenance: str) -> str:
     return str(json.loads(provenance).get("class", "unknown"))
 
 
-def _numbers(rows: pd.DataFrame, name: str) -> Array:
-    return np.asarray(rows[name].astype("Float64").to_numpy(na_value=np.nan), dtype=np.float64)
+def _numbers(values: pd.Series) -> Array:
+    return np.asarray(values.astype("Float64").to_numpy(na_value=np.nan), dtype=np.float64)
 
 
-def _joined(values: pd.Series) -> str | None:
-    return "+".join(sorted({str(value) for value in values.dropna()})) or None
+def _joined(texts: NDArray[Any]) -> str | None:
+    return "+".join(sorted({str(text) for text in texts if text is not None})) or None
 
 
 def read_responses(paths: Sequence[str | Path]) -> pd.DataFrame:
