@@ -214,6 +214,8 @@ rule plot_figures:
         FILES.log("plot_figures", "{task}"),
     benchmark:
         FILES.benchmark("plot_figures", "{task}")
+    # The report waits for all figures; the database, which it does not need, can be made meanwhile.
+    priority: 1
     localrule: True
     conda:
         "../envs/kv-transition.yaml"
