@@ -17,6 +17,9 @@ from kv_transition.files import atomic_path
 if TYPE_CHECKING:
     from growth_points import Point
 
+#: Largest value of an axis over its smallest, at least.
+LEAST_SPAN = 2.5
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -108,7 +111,8 @@ def _panel(
             sizes[-upper:], last.at(sizes[-upper:]), color=colour, linewidth=0.9, linestyle=(0, (3, 1.5)), zorder=2
         )  # fmt: skip
     _ticks(axes, sorted({point.size for point in points}))
-    low, high = axes.get_ylim()
+    low, high = _not_too_close(*axes.get_ylim())
+    axes.set_ylim(low, high)
     _decades(axes)
     # Room for the legend above the points.
     axes.set_ylim(low, high * (high / low) ** 0.5)
@@ -131,6 +135,12 @@ def _ticks(axes: Any, sizes: Sequence[int]) -> None:
         if not shown or (np.log10(shown[-1]) - np.log10(size)) / (high - low) * 3.3 >= text:
             shown.append(size)
     set_ticks(axes.xaxis, shown[::-1], [f"{size:,}" for size in shown[::-1]])
+
+
+def _not_too_close(low: float, high: float) -> tuple[float, float]:
+    """Limits in which what hardly grows looks flat, and at least two round numbers stand."""
+    spare = max(LEAST_SPAN / (high / low), 1.0) ** 0.5
+    return low / spare, high * spare
 
 
 def _decades(axes: Any) -> None:

@@ -158,6 +158,18 @@ def test_every_series_is_drawn_with_its_exponents(bench, name, tmp_path):
     assert path.read_text().startswith("<?xml")
 
 
+def test_an_axis_of_values_that_hardly_differ_has_numbers_and_does_not_make_much_of_them(bench):
+    from matplotlib.figure import Figure
+
+    figure, points = bench("growth_figure"), made_up_points(bench, "examples", (171.0, 184.0, 188.0, 195.0))
+    axes = Figure().add_subplot()
+    peaks = [(point.peak_mb,) for point in points]
+    figure._panel(axes, points, figure.Axis("Shards", "examples"), "memory", "MB", peaks)
+    low, high = axes.get_ylim()
+    assert [tick for tick in axes.get_yticks() if low <= tick <= high] == [150, 200]
+    assert high / low > 2.5
+
+
 def test_memory_that_grows_with_the_examples_misses_the_bar(bench):
     growth = bench("growth")
     flat = growth.rows_of("examples", made_up_points(bench, "examples"))
