@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -194,6 +195,39 @@ def test_rows_are_written_while_the_next_prompt_is_computed(
     run(shard, tmp_path, watched(lambda sweeps: computing.set() if sweeps == 1 else None))
     assert waits == [True], "the second prompt was computed while the first one's rows were written"
     assert journal_rows(tmp_path) == ROWS
+
+
+def test_prompts_that_are_answered_together_are_written_together_and_an_interruption_keeps_them(
+    shards: Callable[..., Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kv_transition.engines.reference.PROMPTS_TOGETHER", 5)
+    shard, append, written_at_once = shards("prompt"), Journal.append, []
+
+    def counted(journal: Journal, given: Any) -> None:
+        written_at_once.append(len({row["prompt_hash"] for row in given}))
+        append(journal, given)
+
+    monkeypatch.setattr(Journal, "append", counted)
+    prefills = itertools.count()
+
+    def build(answer: dict[str, Any]) -> Any:
+        engine: Any = build_engine(answer)
+        prefill = engine.model.prefill
+
+        def stopped(ids: Sequence[int], *rest: Any) -> Any:
+            if next(prefills) == 12:
+                raise KeyboardInterrupt
+            return prefill(ids, *rest)
+
+        engine.model.prefill = stopped
+        return engine
+
+    with pytest.raises(KeyboardInterrupt):
+        run(shard, tmp_path, build)
+    assert written_at_once == [5, 5]
+    kept = journal_rows(tmp_path)
+    assert run(shard, tmp_path) == ROWS - kept
+    assert sum(written_at_once) == 2 * CONTEXTS * QUESTIONS
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -284,6 +285,10 @@ def asked_at(*lengths):
         yield PromptCells(f"example {number}", bare, [FULL])
 
 
+def swept_all(engine, asked):
+    return [rows for together in engine.sweep_all(asked, DECODING) for rows in together]
+
+
 def without_times(results):
     return [[{**row.as_row(), "timings": None} for row in rows] for rows in results]
 
@@ -298,7 +303,7 @@ def test_prompts_that_are_answered_together_get_the_answers_that_each_gets_alone
         monkeypatch.setattr(reference, name, value)
     engine, asked = ReferenceEngine(folder, *mode), list(asked_at(90, 5, 30, 200, 31, 90, 12))
     alone = [engine.sweep(one.prompt, one.cells, DECODING, one.example_id) for one in asked]
-    together = list(engine.sweep_all(asked, DECODING))
+    together = swept_all(engine, asked)
     assert without_times(together) == without_times(alone)
     assert len({row.text for rows in together for row in rows}) > 30
 
@@ -313,18 +318,18 @@ def test_a_decoding_step_serves_many_prompts(engine, monkeypatch):
 
     monkeypatch.setattr(sweep, "decode_cells", counted)
     asked = list(asked_at(90, 5, 30, 200))
-    list(engine.sweep_all(asked, DECODING))
+    swept_all(engine, asked)
     assert batches == [8]
     largest = sum(row.kv.bytes_kept for row in engine.sweep(asked[0].prompt, [FULL], DECODING, "x"))
     monkeypatch.setattr(reference, "BYTES_TOGETHER", largest)
     batches.clear()
-    list(engine.sweep_all(asked, DECODING))
+    swept_all(engine, asked)
     assert batches[0] == 1, "the first prompt's caches alone are as large as that"
     assert sum(batches) == 8
 
 
 def test_each_prompt_has_its_share_of_the_time_that_decoding_took(engine):
-    times = [[row.timings for row in rows] for rows in engine.sweep_all(list(asked_at(90, 30)), DECODING)]
+    times = [[row.timings for row in rows] for rows in swept_all(engine, list(asked_at(90, 30)))]
     for rows in times:
         assert rows[0].prefill_s > 0
         assert rows[0].decode_s > 0
@@ -335,7 +340,7 @@ def test_each_prompt_has_its_share_of_the_time_that_decoding_took(engine):
 
 def test_a_prompt_that_fails_among_others_is_a_failed_row_and_all_others_are_answered(engine, monkeypatch):
     asked, prefill = list(asked_at(90, 30, 60)), engine.model.prefill
-    expected = without_times(engine.sweep_all(asked, DECODING))
+    expected = without_times(swept_all(engine, asked))
 
     def fails(ids, watch, example_id="", *rest):
         if example_id == "example 1" and len(ids) > 20:
@@ -343,7 +348,7 @@ def test_a_prompt_that_fails_among_others_is_a_failed_row_and_all_others_are_ans
         return prefill(ids, watch, example_id, *rest)
 
     monkeypatch.setattr(engine.model, "prefill", fails)
-    found = list(engine.sweep_all(asked, DECODING))
+    found = swept_all(engine, asked)
     assert {row.failure for row in found[2]} == {"ENGINE_ERROR"}
     assert all("does not fit into memory" in row.error for row in found[2])
     del found[2], expected[2]
@@ -352,15 +357,20 @@ def test_a_prompt_that_fails_among_others_is_a_failed_row_and_all_others_are_ans
 
 def test_where_there_is_no_memory_for_all_prompts_at_once_each_is_decoded_alone(engine, monkeypatch):
     asked, decode = list(asked_at(90, 30)), sweep.decode_cells
-    expected = without_times(engine.sweep_all(asked, DECODING))
+    expected = without_times(swept_all(engine, asked))
+
+    held = []
 
     def small(model, prompts, *rest, **named):
         if len(prompts) > 1:
+            held.extend(weakref.ref(prompt.caches[0][0][0]) for prompt in prompts)
             raise MemoryError("planted")
+        assert not any(cache() is not None for cache in held), "what did not fit is gone"
         return decode(model, prompts, *rest, **named)
 
     monkeypatch.setattr(sweep, "decode_cells", small)
-    assert without_times(engine.sweep_all(asked, DECODING)) == expected
+    assert without_times(swept_all(engine, asked)) == expected
+    assert len(held) == len(asked)
 
 
 def test_a_mistake_in_the_settings_is_raised_after_what_was_read_before_it_is_answered(folder):
@@ -368,7 +378,7 @@ def test_a_mistake_in_the_settings_is_raised_after_what_was_read_before_it_is_an
     good, *_ = asked_at(90)
     foreign = replace(good, prompt=build_prompt("{context}", "", " ".join(["nowhere"] * 50)))
     answers = engine.sweep_all([good, foreign], DECODING)
-    assert len(next(answers)) == len(good.cells)
+    assert [len(rows) for rows in next(answers)] == [len(good.cells)]
     with pytest.raises(UserError, match="unknown to the model"):
         next(answers)
 

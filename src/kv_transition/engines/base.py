@@ -223,12 +223,14 @@ class BaseEngine(ABC):
         """Answer one prompt at many cells, in the order of `cells`."""
         return [self.generate(prompt, cell, decoding, example_id) for cell in cells]
 
-    def sweep_all(self, asked: Sequence[PromptCells], decoding: Decoding) -> Iterator[Sequence[EngineResult]]:
-        """Answer one prompt after another, each at its cells; what comes is in their order."""
+    def sweep_all(
+        self, asked: Sequence[PromptCells], decoding: Decoding
+    ) -> Iterator[Sequence[Sequence[EngineResult]]]:
+        """Answer prompts, each at its cells; what comes at once are the results of the next ones, in their order."""
         for number, one in enumerate(asked, 1):
             if number < len(asked):
                 self.read_ahead(asked[number].prompt)
-            yield self.sweep(one.prompt, one.cells, decoding, one.example_id)
+            yield [self.sweep(one.prompt, one.cells, decoding, one.example_id)]
 
     def read_ahead(self, prompt: Prompt) -> None:  # noqa: B027  # an engine need not make anything of it
         """Told, before a prompt is swept, which one comes after it; changes no answer."""

@@ -83,7 +83,9 @@ class ReferenceEngine(LocalEngine):
         reading = read_cells(self.model, ids, split, cells, self.parameters, example_id, self.contexts)
         return answer_cells(self.model, [reading], ending)[0]
 
-    def sweep_all(self, asked: Sequence[PromptCells], decoding: Decoding) -> Iterator[Sequence[EngineResult]]:
+    def sweep_all(
+        self, asked: Sequence[PromptCells], decoding: Decoding
+    ) -> Iterator[Sequence[Sequence[EngineResult]]]:
         """Answer prompts, each at its cells; in scope `prompt` those of several are decoded together.
 
         A small model spends most of a decoding step on what does not depend on the number of answers. No answer depends on
@@ -106,9 +108,8 @@ class ReferenceEngine(LocalEngine):
             held = sum(each.reading.decoded_bytes for each in begun)
             if alone or len(begun) == PROMPTS_TOGETHER or held >= BYTES_TOGETHER or number == len(asked):
                 yield from self._finish(begun, decoding, ending)
-                begun.clear()
             if alone:
-                yield self.sweep(one.prompt, one.cells, decoding, one.example_id)
+                yield [self.sweep(one.prompt, one.cells, decoding, one.example_id)]
 
     def _begin(self, one: PromptCells) -> _Begun:
         asked = self._asked(one.prompt, one.cells, one.example_id)
@@ -117,14 +118,21 @@ class ReferenceEngine(LocalEngine):
         return _Begun(one, asked, reading)
 
     def _finish(
-        self, begun: Sequence[_Begun], decoding: Decoding, ending: Ending
-    ) -> Iterator[Sequence[EngineResult]]:
-        """The answers of prompts that were read; where there is no memory for all at once, one after the other."""
+        self, begun: list[_Begun], decoding: Decoding, ending: Ending
+    ) -> Iterator[Sequence[Sequence[EngineResult]]]:
+        """The answers of prompts that were read, and none is left; where there is no memory for all, one after the other."""
         try:
             swept = answer_cells(self.model, [each.reading for each in begun], ending)
-        except Exception:
-            for each in begun:
-                yield self.sweep(each.one.prompt, each.one.cells, decoding, each.one.example_id)
-        else:
-            for each, own in zip(begun, swept, strict=True):
-                yield each.asked.results(each.reading.split, own, "sweep")
+            results = [
+                each.asked.results(each.reading.split, own, "sweep")
+                for each, own in zip(begun, swept, strict=True)
+            ]
+        except Exception:  # behind it nothing is held of what did not fit
+            results = []
+        prompts = [each.one for each in begun]
+        begun.clear()
+        if results:
+            yield results
+            return
+        for one in prompts:
+            yield [self.sweep(one.prompt, one.cells, decoding, one.example_id)]

@@ -236,10 +236,14 @@ def _compute(
     if answer["kv"]["scope"] == "context":
         steps = _by_context(steps)
     with BackgroundWriter(journal) as writer:
-        swept = engine.sweep_all([step.asked for step in steps], decoding)
-        for done, (step, results) in enumerate(zip(steps, swept, strict=True), 1):
+        done = 0
+        for swept in engine.sweep_all([step.asked for step in steps], decoding):
+            # What was computed together is written together: nothing waits for a disk between two prompts.
+            answered = steps[done : done + len(swept)]
+            done += len(swept)
             rows = [
                 journal_row(request, result, provenance)
+                for step, results in zip(answered, swept, strict=True)
                 for request, result in zip(step.requests, results, strict=True)
             ]
             writer.append(rows)
